@@ -1,0 +1,128 @@
+# Every target sets up what it needs. `make` alone says what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+UV_VERSION := 0.13.9
+# 3.12 where there is a choice, else any Python from 3.11 on.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+# ansible, molecule and pytest find each other by PATH; the machine's own certificates are trusted.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export UV_SYSTEM_CERTS := 1
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+.PHONY: help
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+.PHONY: venv
+venv: .venv/installed ## Virtual environment from the lock
+
+.venv/installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "==> Virtual environment (.venv) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "This Python has no venv: apt-get install python3-venv"; exit 1; }; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv; }
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	@touch $@
+
+.PHONY: lock
+lock: .venv/installed ## Renew the locks from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --group emulator --group test -o requirements.txt $(LOCK_OPTIONS)
+	@$(BIN)/uv pip compile --group emulator -c requirements.txt -o emulator/requirements.txt $(LOCK_OPTIONS)
+LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
+
+.PHONY: images
+images: .venv/installed ## Docker engine where none runs, VM and cloud images
+	@$(BIN)/python -m emulator images
+
+WHEELS := .cache/wheels/.complete
+
+.PHONY: wheels
+wheels: $(WHEELS) ## MLflow's wheels for the Pythons of Debian 12 and 13, shared by all scenarios
+
+# pip runs inside the VM images, so that the lock's markers meet the Python they are about.
+$(WHEELS): roles/mlflow/files/requirements-3.17.2.txt | images
+	@echo "==> Fetching MLflow's wheels"
+	@mkdir -p .cache/wheels
+	@for family in debian-12 debian-13; do docker run --rm -v "$(CURDIR)/.cache/wheels:/wheels" \
+		-v "$(CURDIR)/roles/mlflow/files:/files:ro" -e PYTHONPATH=/opt/pip \
+		-v "$$(python -c 'import pathlib, pip; print(pathlib.Path(pip.__file__).parent)'):/opt/pip/pip:ro" \
+		mlflow-gcp/vm:$$family python3 -m pip download --quiet --disable-pip-version-check --no-cache-dir \
+		--require-hashes --only-binary=:all: --dest /wheels -r /files/requirements-3.17.2.txt || exit 1; done
+	@touch $@
+
+.PHONY: clean
+clean: ## Remove all that was started or made here, but the virtual environment and the images
+	@if test -e .venv/installed && docker version >/dev/null 2>&1; then \
+		$(BIN)/python -m emulator down; \
+		docker ps --all --quiet --filter label=mlops.mlflow_gcp=molecule | xargs -r docker rm --force >/dev/null; \
+	fi
+	@if test -e .cache/dockerd.pid; then kill "$$(cat .cache/dockerd.pid)" && rm .cache/dockerd.pid; fi
+
+EMULATED := set -a; . .emulator/env; set +a;
+
+.PHONY: emulator
+emulator: .venv/installed ## Emulated Google Cloud; prints the environment that points any client at it
+	@$(BIN)/python -m emulator up
+
+.PHONY: demo
+demo: .venv/installed ## The whole thing on this machine: cloud, server, a first model
+	@$(BIN)/python -m emulator up >/dev/null
+	@echo "==> ansible-playbook site.yml -i inventories/local"
+	@$(EMULATED) ansible-playbook site.yml -i inventories/local
+	@echo "==> Training a model with the MLflow client"
+	@$(EMULATED) MLFLOW_TRACKING_URI=https://mlflow.localhost MLFLOW_TRACKING_USERNAME=admin \
+		MLFLOW_TRACKING_PASSWORD="$$(python examples/admin_password.py)" MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT=true \
+		MLFLOW_ARTIFACT_BUCKET=demo-project-mlflow-artifacts python examples/train.py
+	@cat examples/demo.txt
+
+.PHONY: demo-down
+demo-down: .venv/installed ## Remove the demo without a trace
+	@$(BIN)/python -m emulator down
+
+.PHONY: lint
+lint: .venv/installed ## ansible-lint, yamllint, ruff, mypy
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint --offline --strict
+
+.PHONY: unit
+unit: .venv/installed ## Unit and structure tests
+	pytest -q tests/unit tests/structure
+
+# Longest first, so that the two that run side by side end together.
+SCENARIOS := mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets
+
+.PHONY: molecule
+molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, two at a time
+	@printf 'scenario-%s\n' $(SCENARIOS) | xargs -n 1 -P 2 $(MAKE) --no-print-directory
+
+scenario-%: # One scenario; its log is printed when it fails.
+	@mkdir -p build/molecule
+	@echo "==> molecule test -s $* (build/molecule/$*.log)"
+	@begun=$$(date +%s); molecule test -s $* >build/molecule/$*.log 2>&1 \
+		|| { tail -n 200 build/molecule/$*.log; echo "==> $* failed"; exit 255; }; \
+		echo "==> $* passed in $$(($$(date +%s) - begun)) s"
+
+.PHONY: browser
+browser: # What the browser test needs; certutil makes the browser trust the emulated certificate authority.
+	@{ command -v chromium && command -v certutil; } >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "The browser test needs chromium and certutil: install them"; exit 1; }; \
+		echo "==> Installing Chromium"; apt-get update -qq && \
+		apt-get install -qq -y --no-install-recommends chromium libnss3-tools >/dev/null; }
+
+.PHONY: integration
+integration: images browser ## The real playbooks against the emulated cloud, end to end
+	pytest -q tests/integration
+
+.PHONY: test
+test: ## Everything CI runs, from nothing
+	@$(MAKE) --no-print-directory lint unit
+	@$(MAKE) --no-print-directory molecule
+	@$(MAKE) --no-print-directory integration

@@ -1,0 +1,1 @@
+"""A Google Cloud for one machine: state, validation, operations and side effects."""

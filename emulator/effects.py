@@ -1,0 +1,511 @@
+"""What the emulated cloud does outside its own process: virtual machines and databases as Docker containers.
+
+Every method is idempotent: repeated after a crash it finishes the work. All raise `EffectError`. The methods block, for
+minutes at most; call them from a worker thread.
+Not emulated: firewall rules, machine types and disk sizes, startup scripts, backups.
+"""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import io
+import json
+import os
+import pathlib
+import tarfile
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.models.containers import Container
+from docker.utils import socket as docker_socket
+
+from emulator.sql_instance import IAM_FLAG
+
+LABEL = "mlops.mlflow_gcp"
+SQL_IMAGE = "mlflow-gcp/cloud:debian-13"
+IAM_ROLES = {"CLOUD_IAM_SERVICE_ACCOUNT": "cloudsqliamserviceaccount", "CLOUD_IAM_USER": "cloudsqliamuser"}
+DATABASE_FLAGS = {
+    "autovacuum_naptime",
+    "autovacuum_vacuum_scale_factor",
+    IAM_FLAG,
+    "idle_in_transaction_session_timeout",
+    "log_checkpoints",
+    "log_connections",
+    "log_disconnections",
+    "log_lock_waits",
+    "log_min_duration_statement",
+    "log_statement",
+    "log_temp_files",
+    "maintenance_work_mem",
+    "max_connections",
+    "random_page_cost",
+    "statement_timeout",
+    "track_io_timing",
+    "work_mem",
+}
+
+_SQL_PROGRAMS = ("__init__.py", "sql_front.py", "sql_instance.py")
+_HERE = pathlib.Path(__file__).resolve().parent
+_AUTHORITY_PATH = "usr/local/share/ca-certificates/emulated-cloud.crt"
+_MEMORY_DIRECTORIES = {"run": "", "run/lock": "", "tmp": "exec"}
+_BOOT_SECONDS = 90
+_STOP_SECONDS = 30
+_REQUEST_SECONDS = 120
+# Containers without an external address keep one of these over restarts; Docker's own choices lie above.
+_INTERNAL_ADDRESSES = range(128, 192)
+_ADMIN = ("--host=/run/cloudsql", "--username=cloudsqladmin", "--dbname=postgres")
+_PUBLISHED_PORTS = {"443/tcp": ("127.0.0.1", 8443), "80/tcp": ("127.0.0.1", 8080)}
+_SCRAM_ITERATIONS = 4096
+
+_CREATE_DATABASE = r"""
+SELECT format('CREATE DATABASE %I OWNER cloudsqlsuperuser', :'name')
+  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \gexec
+"""
+_CREATE_ROLE = r"""
+SELECT format('CREATE ROLE %I LOGIN', :'name') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'name') \gexec
+"""
+_MAKE_BUILT_IN = """
+ALTER ROLE :"name" CREATEROLE CREATEDB PASSWORD :'verifier';
+"""
+_SET_ROLES = r"""
+SELECT format('REVOKE %I FROM %I', granted.rolname, :'name')
+  FROM pg_auth_members JOIN pg_roles granted ON granted.oid = roleid JOIN pg_roles holder ON holder.oid = member
+  WHERE holder.rolname = :'name' AND granted.rolname <> ALL (string_to_array(:'roles', ',')) \gexec
+SELECT format('GRANT %I TO %I', role, :'name') FROM unnest(string_to_array(:'roles', ',')) AS role \gexec
+"""
+
+
+class EffectError(Exception):
+    """Why an effect could not be brought about, in words for the operation's error."""
+
+
+class Effects(Protocol):
+    """What the engine asks for; resources are in the shape of their REST API."""
+
+    def create_instance(
+        self, project: str, zone: str, instance: Mapping[str, Any], external_ip: str | None, image_family: str
+    ) -> dict[str, str]:
+        """Make and boot a VM; returns `{"ip": address}`."""
+
+    def start_instance(self, name: str) -> None:
+        """Boot a stopped VM."""
+
+    def stop_instance(self, name: str) -> None:
+        """Shut a VM down; its disk stays."""
+
+    def reset_instance(self, name: str) -> None:
+        """Restart a VM without a shutdown."""
+
+    def delete_instance(self, name: str) -> None:
+        """Remove a VM and its disk."""
+
+    def create_sql_instance(
+        self,
+        project: str,
+        instance: Mapping[str, Any],
+        server_cert_pem: str,
+        server_key_pem: str,
+        client_ca_pem: str,
+    ) -> dict[str, str]:
+        """Make a PostgreSQL instance, or bring an existing one to its settings; returns `{"ip": address}`."""
+
+    def restart_sql_instance(self, name: str) -> None:
+        """Restart an instance."""
+
+    def delete_sql_instance(self, name: str) -> None:
+        """Remove an instance and its data."""
+
+    def create_sql_database(self, instance: str, name: str) -> None:
+        """Make a database owned by cloudsqlsuperuser."""
+
+    def delete_sql_database(self, instance: str, name: str) -> None:
+        """Remove a database; fails while it is in use."""
+
+    def create_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
+        """Make a user from `{name, type?, password?, databaseRoles?}`."""
+
+    def update_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
+        """Change what is given of password and databaseRoles, which is the exact list."""
+
+    def delete_sql_user(self, instance: str, name: str) -> None:
+        """Remove a user; fails while it owns anything."""
+
+    def address_of_domain(self, host: str) -> str | None:
+        """Return the address of the running VM that serves one of the operator's names."""
+
+
+def check_database_flags(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return `settings.databaseFlags` as `{name: value}`; raises `EffectError` for one that is not emulated."""
+    flags = {str(flag["name"]): str(flag.get("value", "")) for flag in settings.get("databaseFlags", [])}
+    unknown = sorted(set(flags) - DATABASE_FLAGS)
+    if unknown:
+        raise EffectError(f"Invalid request: Invalid flag name: {', '.join(unknown)}.")
+    return flags
+
+
+class NoEffects:
+    """Answers as if everything had worked; for tests of the engine alone."""
+
+    def create_instance(
+        self, project: str, zone: str, instance: Mapping[str, Any], external_ip: str | None, image_family: str
+    ) -> dict[str, str]:
+        """Return the external address or a constant."""
+        del project, zone, instance, image_family
+        return {"ip": external_ip or "198.18.0.128"}
+
+    def create_sql_instance(
+        self,
+        project: str,
+        instance: Mapping[str, Any],
+        server_cert_pem: str,
+        server_key_pem: str,
+        client_ca_pem: str,
+    ) -> dict[str, str]:
+        """Return a constant after the same check of flags."""
+        del project, server_cert_pem, server_key_pem, client_ca_pem
+        check_database_flags(instance.get("settings", {}))
+        return {"ip": "198.18.0.129"}
+
+    def address_of_domain(self, host: str) -> str | None:
+        """Know no names."""
+        del host
+        return None
+
+    def _nothing(self, *_: object) -> None:
+        """Do nothing."""
+
+    start_instance = stop_instance = reset_instance = delete_instance = _nothing
+    restart_sql_instance = delete_sql_instance = _nothing
+    create_sql_database = delete_sql_database = create_sql_user = update_sql_user = delete_sql_user = _nothing
+
+
+class DockerEffects:
+    """Effects by the Docker engine that the environment names.
+
+    `authority_pem` is the certificate VMs must trust, `domains` the operator's names, `metadata_address` where the
+    emulator answers on the Docker network `network`.
+    """
+
+    def __init__(
+        self,
+        authority_pem: str,
+        domains: Sequence[str],
+        metadata_address: str = "198.18.0.2",
+        network: str = "mlflow-gcp",
+    ) -> None:
+        self._authority_pem = authority_pem
+        self._domains = list(domains)
+        self._metadata_address = metadata_address
+        self._network = network
+        self._placing = threading.Lock()
+        with _explained("reach the Docker engine"):
+            self._docker = docker.from_env(timeout=_REQUEST_SECONDS)
+
+    def create_instance(
+        self, project: str, zone: str, instance: Mapping[str, Any], external_ip: str | None, image_family: str
+    ) -> dict[str, str]:
+        """Make and boot a systemd container; returns `{"ip": address}` once systemd is up."""
+        name = instance["name"]
+        with _explained(f"create the VM {name}"), self._placing:
+            domain = f"{zone}.c.{project}.internal"
+            container = self._find(f"gce-{name}") or self._make_machine(name, domain, external_ip, image_family)
+            container.put_archive("/", _archive({_AUTHORITY_PATH: (self._authority_pem, 0o644)}))
+        self._boot(container, name)
+        return {"ip": self._address(container)}
+
+    def _make_machine(self, name: str, domain: str, external_ip: str | None, image_family: str) -> Container:
+        first = external_ip is not None and not self._containers("external-ip")
+        return self._create(
+            f"gce-{name}",
+            f"mlflow-gcp/vm:{image_family}",
+            external_ip,
+            aliases=[f"{name}.{domain}", *(self._domains if external_ip else [])],
+            labels={f"{LABEL}.external-ip": external_ip} if external_ip else {},
+            hostname=name,
+            cap_add=["SYS_ADMIN", "NET_ADMIN"],
+            security_opt=["seccomp=unconfined", "apparmor=unconfined"],
+            cgroupns="host",
+            volumes=["/sys/fs/cgroup:/sys/fs/cgroup:rw"],
+            tmpfs={f"/{place}": options for place, options in _MEMORY_DIRECTORIES.items()},
+            environment={"container": "docker"},
+            stop_signal="SIGRTMIN+3",
+            ports=_PUBLISHED_PORTS if first else {},
+            # Google's images carry this entry; the boot unit routes the link-local address by it.
+            extra_hosts={"metadata.google.internal": self._metadata_address},
+        )
+
+    def start_instance(self, name: str) -> None:
+        """Boot a stopped VM."""
+        self._boot(self._existing(f"gce-{name}"), name)
+
+    def stop_instance(self, name: str) -> None:
+        """Shut a VM down; its disk stays."""
+        with _explained(f"stop the VM {name}"):
+            self._existing(f"gce-{name}").stop(timeout=_STOP_SECONDS)
+
+    def reset_instance(self, name: str) -> None:
+        """Restart a VM without a shutdown."""
+        container = self._existing(f"gce-{name}")
+        with _explained(f"reset the VM {name}"):
+            container.restart(timeout=0)
+        self._boot(container, name)
+
+    def delete_instance(self, name: str) -> None:
+        """Remove a VM and its disk."""
+        self._remove(f"gce-{name}")
+
+    def create_sql_instance(
+        self,
+        project: str,
+        instance: Mapping[str, Any],
+        server_cert_pem: str,
+        server_key_pem: str,
+        client_ca_pem: str,
+    ) -> dict[str, str]:
+        """Make an instance, or bring an existing one to its flags and activation policy; returns `{"ip": address}`."""
+        del project
+        name = instance["name"]
+        settings = instance.get("settings", {})
+        files = {
+            "etc/cloudsql/server-cert.pem": (server_cert_pem, 0o644),
+            "etc/cloudsql/server-key.pem": (server_key_pem, 0o600),
+            "etc/cloudsql/client-ca.pem": (client_ca_pem, 0o644),
+            "etc/cloudsql/instance.json": (json.dumps({"flags": check_database_flags(settings)}), 0o644),
+            **{f"opt/cloudsql/emulator/{program}": ((_HERE / program).read_text(), 0o644) for program in _SQL_PROGRAMS},
+        }
+        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        with _explained(f"create the Cloud SQL instance {name}"):
+            with self._placing:
+                container = self._find(f"cloudsql-{name}") or self._make_sql_instance(name)
+            if digest != _read(container, "/etc/cloudsql/digest"):
+                container.stop(timeout=_STOP_SECONDS)
+                container.put_archive("/", _archive({**files, "etc/cloudsql/digest": (digest, 0o644)}))
+            if settings.get("activationPolicy") == "NEVER":
+                container.stop(timeout=_STOP_SECONDS)
+            else:
+                container.start()
+                self._wait_for_database(container, name)
+        return {"ip": self._address(container)}
+
+    def _make_sql_instance(self, name: str) -> Container:
+        volume = f"cloudsql-{name}"
+        self._docker.volumes.create(volume, labels={LABEL: "emulator"})
+        return self._create(
+            f"cloudsql-{name}",
+            SQL_IMAGE,
+            None,
+            command=["/usr/bin/python3", "-m", "emulator.sql_instance"],
+            working_dir="/opt/cloudsql",
+            volumes=[f"{volume}:/var/lib/postgresql"],
+            shm_size="256m",
+        )
+
+    def restart_sql_instance(self, name: str) -> None:
+        """Restart an instance."""
+        container = self._existing(f"cloudsql-{name}")
+        with _explained(f"restart the Cloud SQL instance {name}"):
+            container.restart(timeout=_STOP_SECONDS)
+        self._wait_for_database(container, name)
+
+    def delete_sql_instance(self, name: str) -> None:
+        """Remove an instance and its data."""
+        self._remove(f"cloudsql-{name}")
+        with _explained(f"delete the data of the Cloud SQL instance {name}"), contextlib.suppress(NotFound):
+            self._docker.volumes.get(f"cloudsql-{name}").remove()
+
+    def create_sql_database(self, instance: str, name: str) -> None:
+        """Make a database owned by cloudsqlsuperuser."""
+        self._sql(instance, _CREATE_DATABASE, name=name)
+
+    def delete_sql_database(self, instance: str, name: str) -> None:
+        """Remove a database; fails while it is in use."""
+        self._sql(instance, 'DROP DATABASE IF EXISTS :"name";', name=name)
+
+    def create_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
+        """Make a user: a built-in one is a member of cloudsqlsuperuser unless databaseRoles say otherwise."""
+        default = [] if user.get("type") in IAM_ROLES else ["cloudsqlsuperuser"]
+        self.update_sql_user(instance, {**user, "databaseRoles": user.get("databaseRoles") or default})
+
+    def update_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
+        """Change what is given of password and databaseRoles, which is the exact list."""
+        iam_role = IAM_ROLES.get(user.get("type", ""))
+        script, values = _CREATE_ROLE, {"name": user["name"]}
+        if user.get("password") and not iam_role:
+            script += _MAKE_BUILT_IN
+            values["verifier"] = scram_verifier(user["password"])
+        if user.get("databaseRoles") is not None:
+            script += _SET_ROLES
+            values["roles"] = ",".join([*user["databaseRoles"], *([iam_role] if iam_role else [])])
+        self._sql(instance, script, **values)
+
+    def delete_sql_user(self, instance: str, name: str) -> None:
+        """Remove a user; fails while it owns anything."""
+        self._sql(instance, 'DROP ROLE IF EXISTS :"name";', name=name)
+
+    def address_of_domain(self, host: str) -> str | None:
+        """Return the address of the running VM that serves one of the operator's names."""
+        if host not in self._domains:
+            return None
+        with _explained(f"find the VM behind {host}"):
+            running = [c for c in self._containers("external-ip") if c.status == "running"]
+        return self._address(running[0]) if running else None
+
+    def _create(
+        self, name: str, image: str, address: str | None, aliases: Sequence[str] = (), **options: Any
+    ) -> Container:
+        """Create a container with an address of its own; the caller holds `_placing`."""
+        address = address or self._free_address()
+        endpoint = self._docker.api.create_endpoint_config(aliases=list(aliases), ipv4_address=address)
+        labels = {LABEL: "emulator", f"{LABEL}.ip": address, **options.pop("labels", {})}
+        options["restart_policy"] = {"Name": "unless-stopped"}
+        return self._docker.containers.create(
+            image,
+            name=name,
+            labels=labels,
+            network=self._network,
+            networking_config={self._network: endpoint},
+            **options,
+        )
+
+    def _free_address(self) -> str:
+        taken = {self._address(container) for container in self._containers("ip")}
+        prefix = self._metadata_address.rpartition(".")[0]
+        for number in _INTERNAL_ADDRESSES:
+            if (address := f"{prefix}.{number}") not in taken:
+                return address
+        raise EffectError(f"All {len(_INTERNAL_ADDRESSES)} internal addresses are taken: delete an instance.")
+
+    def _containers(self, label: str) -> list[Container]:
+        """Return the containers with a label of ours, oldest first, stopped ones included."""
+        return list(reversed(self._docker.containers.list(all=True, filters={"label": f"{LABEL}.{label}"})))
+
+    def _find(self, name: str) -> Container | None:
+        try:
+            return self._docker.containers.get(name)
+        except NotFound:
+            return None
+
+    def _existing(self, name: str) -> Container:
+        with _explained(f"find the container {name}"):
+            container = self._find(name)
+        if container is None:
+            raise EffectError(f"The container {name} is gone: delete the instance and create it again.")
+        return container
+
+    @staticmethod
+    def _address(container: Container) -> str:
+        return str(container.labels[f"{LABEL}.ip"])
+
+    def _remove(self, name: str) -> None:
+        with _explained(f"remove the container {name}"), contextlib.suppress(NotFound):
+            self._docker.containers.get(name).remove(force=True, v=True)
+
+    def _boot(self, container: Container, name: str) -> None:
+        with _explained(f"start the VM {name}"):
+            container.start()
+        _wait(container, f"The VM {name} did not boot", ["systemctl", "is-system-running"], _booted)
+
+    def _wait_for_database(self, container: Container, name: str) -> None:
+        ready = ["pg_isready", "--quiet", *_ADMIN]
+        _wait(container, f"The Cloud SQL instance {name} did not start", ready, lambda status, _: status == 0)
+
+    def _sql(self, instance: str, script: str, **values: str) -> None:
+        """Run a psql script with variables; nothing secret meets a command line or a file."""
+        container = self._existing(f"cloudsql-{instance}")
+        lines = [f"\\set {name} {_psql_quoted(value)}" for name, value in values.items()]
+        text = "\n".join([*lines, "SET client_min_messages = warning;", script, "\\q", ""])
+        command = ["psql", *_ADMIN, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
+        with _explained(f"change the Cloud SQL instance {instance}"):
+            status, printed = self._exec(container, command, text.encode())
+        if status:
+            raise EffectError(printed.partition("ERROR:")[2].strip() or printed.strip() or f"psql ended with {status}")
+
+    def _exec(self, container: Container, command: list[str], stdin: bytes) -> tuple[int, str]:
+        """Run a command in a container as postgres; returns its status and what it printed."""
+        api = self._docker.api
+        identifier = api.exec_create(container.id, command, stdin=True, user="postgres")["Id"]
+        stream: Any = api.exec_start(identifier, socket=True)
+        stream._sock.settimeout(_REQUEST_SECONDS)
+        stream._sock.sendall(stdin)
+        printed = b"".join(data for _, data in docker_socket.frames_iter(stream, tty=False))
+        return api.exec_inspect(identifier)["ExitCode"], printed.decode(errors="replace")
+
+
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
+    """Return what PostgreSQL stores for a password (RFC 5803), so that it never sees the password itself."""
+    salt = salt or os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", unicodedata.normalize("NFKC", password).encode(), salt, _SCRAM_ITERATIONS)
+    stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    salt64, stored64, server64 = (base64.b64encode(part).decode() for part in (salt, stored_key, server_key))
+    return f"SCRAM-SHA-256${_SCRAM_ITERATIONS}:{salt64}${stored64}:{server64}"
+
+
+def _psql_quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"'{escaped}'"
+
+
+def _booted(status: int, printed: str) -> bool:
+    return status == 0 or printed == "degraded"
+
+
+def _wait(container: Container, failure: str, command: list[str], done: Callable[[int, str], bool]) -> None:
+    """Repeat a command in a container until it answers as wanted; else the error has the container's last words."""
+    deadline = time.monotonic() + _BOOT_SECONDS
+    printed = ""
+    while time.monotonic() < deadline:
+        try:
+            result: Any = container.exec_run(command)
+        except (APIError, OSError) as error:  # not running: it may be about to come back
+            printed = str(error)
+        else:
+            printed = result.output.decode(errors="replace").strip()
+            if done(result.exit_code, printed):
+                return
+        time.sleep(0.5)
+    with _explained("read a container's log"):
+        log: Any = container.logs(tail=10)
+        words = log.decode(errors="replace").strip()
+    raise EffectError(f"{failure} within {_BOOT_SECONDS} seconds ({printed}). Last words:\n{words}")
+
+
+def _read(container: Container, path: str) -> str | None:
+    """Return a small file of a container, running or not, or None where there is none."""
+    try:
+        chunks, _ = container.get_archive(path)
+    except NotFound:
+        return None
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+        member = archive.extractfile(archive.getmembers()[0])
+        return member.read().decode() if member else None
+
+
+def _archive(files: Mapping[str, tuple[str, int]]) -> bytes:
+    """Return a tar archive of `{path: (text, mode)}`, owned by root."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, (text, mode) in files.items():
+            member = tarfile.TarInfo(path)
+            content = text.encode()
+            member.size, member.mode, member.mtime = len(content), mode, int(time.time())
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _explained(purpose: str) -> Iterator[None]:
+    """Turn the Docker engine's errors into `EffectError`s that say what was tried and what to do."""
+    try:
+        yield
+    except ImageNotFound as error:
+        raise EffectError(f"Cannot {purpose}: {error.explanation}. Run `python -m emulator images`.") from error
+    except (DockerException, OSError) as error:
+        reason = getattr(error, "explanation", None) or error
+        raise EffectError(f"Cannot {purpose}: {reason}") from error

@@ -1,0 +1,1 @@
+"""One module for each emulated API; importing them fills the table of methods."""

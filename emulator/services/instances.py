@@ -1,0 +1,213 @@
+"""Compute Engine instances: machines that exist outside the state too."""
+
+from emulator.cloud import Call, patched, serves
+from emulator.errors import ApiError, invalid
+from emulator.services import compute
+from emulator.services.compute import BASE
+from emulator.state import Resource, fingerprint, now
+
+_SETTERS = {
+    "setMetadata": "metadata",
+    "setTags": "tags",
+    "setScheduling": "scheduling",
+    "setMachineType": "machineType",
+    "setDeletionProtection": "deletionProtection",
+    "setShieldedInstanceIntegrityPolicy": "shieldedInstanceIntegrityPolicy",
+}
+_SHIELDED = {"enableSecureBoot": False, "enableVtpm": True, "enableIntegrityMonitoring": True}
+
+
+@serves("compute.instances.insert", permission="compute.instances.create")
+def _insert(call: Call) -> Resource:
+    path, instance = compute.new_resource(call, call.body or {})
+    project, zone = call.parameters["project"], call.parameters["zone"]
+    if not instance.get("machineType"):
+        raise invalid("resource.machineType", "", "Machine type must be specified.")
+    instance |= {"_project": project, "_family": _family(call, instance), "status": "PROVISIONING"}
+    _place_network(call, instance)
+    _check_accounts(call, instance)
+    created = [f"compute/{path}", *_make_disks(call, instance)]
+    for field in ("metadata", "tags"):
+        instance[field] = _with_fingerprint(
+            instance.get(field, {}), "compute#metadata" if field == "metadata" else None
+        )
+    instance["shieldedInstanceConfig"] = _SHIELDED | instance.get("shieldedInstanceConfig", {})
+    instance["shieldedInstanceIntegrityPolicy"] = {"updateAutoLearnPolicy": True}
+    scheduling = {"onHostMaintenance": "MIGRATE", "automaticRestart": True, "preemptible": False}
+    instance["scheduling"] = scheduling | {"provisioningModel": "STANDARD"} | instance.get("scheduling", {})
+    defaults = {"canIpForward": False, "deletionProtection": False, "startRestricted": False}
+    instance |= {name: instance.get(name, value) for name, value in defaults.items()}
+    instance |= {"cpuPlatform": "Intel Broadwell", "lastStartTimestamp": now()}
+    call.state.resources[f"compute/{path}"] = instance
+
+    def work() -> None:
+        address = compute.external_ip(instance)
+        made = call.cloud.effects.create_instance(project, zone, instance, address, instance["_family"])
+        instance["_ip"] = made["ip"]
+
+    return compute.start(call, path, work, lambda: instance.update(status="RUNNING"), tuple(created))
+
+
+def _family(call: Call, instance: Resource) -> str:
+    """Return the image family that the boot disk is made from."""
+    boot = [disk for disk in instance.get("disks", []) if disk.get("boot")]
+    if len(boot) != 1:
+        raise invalid("resource.disks", len(boot), "Exactly one boot disk must be specified.")
+    link = boot[0].get("initializeParams", {}).get("sourceImage")
+    if not link:
+        raise invalid("resource.disks[0].initializeParams.sourceImage", link, "The boot disk needs an image.")
+    family: str = compute.resolve(call.cloud, link, "disks", "images", call.parameters["project"])["family"]
+    return family
+
+
+def _place_network(call: Call, instance: Resource) -> None:
+    """Fills in addresses; the external one must be reserved in the region and free, as on the real cloud."""
+    interfaces = instance.get("networkInterfaces", [])
+    if not interfaces:
+        raise invalid("resource.networkInterfaces", "", "At least one network interface is required.")
+    region = f"{BASE}projects/{call.parameters['project']}/regions/{call.parameters['zone'][:-2]}"
+    for index, interface in enumerate(interfaces):
+        field = f"resource.networkInterfaces[{index}]"
+        if not interface.get("subnetwork"):
+            raise invalid(f"{field}.subnetwork", "", "A custom mode network needs a subnetwork.")
+        subnetwork = call.cloud.need(f"compute/{interface['subnetwork'].removeprefix(BASE)}")
+        if subnetwork["region"] != region:
+            raise invalid(f"{field}.subnetwork", interface["subnetwork"], "The subnetwork is in another region.")
+        if interface.setdefault("network", subnetwork["network"]) != subnetwork["network"]:
+            raise invalid(f"{field}.network", interface["network"], "The subnetwork belongs to another network.")
+        address = interface.get("networkIP") or compute.free_internal(call.cloud, interface["subnetwork"])
+        interface |= {"kind": "compute#networkInterface", "name": f"nic{index}", "networkIP": address}
+        interface |= {"stackType": "IPV4_ONLY", "fingerprint": fingerprint(interface)}
+        for config in interface.get("accessConfigs", []):
+            wanted = config.get("natIP")
+            if wanted:
+                _check_external(call, wanted, region, f"{field}.accessConfigs[0].natIP")
+            config |= {"natIP": wanted or compute.free_external(call.cloud), "kind": "compute#accessConfig"}
+            defaults = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
+            config |= {name: config.get(name, value) for name, value in defaults.items()}
+
+
+def _check_external(call: Call, address: str, region: str, field: str) -> None:
+    reserved = any(
+        item.get("kind") == "compute#address" and item.get("address") == address and item.get("region") == region
+        for item in call.state.resources.values()
+    )
+    if not reserved:
+        raise invalid(field, address, f"The specified external IP address '{address}' was not found in the region.")
+    if any(compute.external_ip(instance) == address for instance in compute.instances(call.cloud)):
+        raise ApiError(400, f"External IP address: {address} is already in-use.", reason="invalid")
+
+
+def _check_accounts(call: Call, instance: Resource) -> None:
+    """Whoever attaches a service account must be allowed to act as it."""
+    accounts = instance.get("serviceAccounts", [])
+    if len(accounts) > 1:
+        raise invalid("resource.serviceAccounts", len(accounts), "At most one service account may be specified.")
+    for account in accounts:
+        email = account.get("email", "")
+        if not call.cloud.access.account_exists(email):
+            raise invalid("resource.serviceAccounts[0].email", email, "The service account does not exist.")
+        name = f"projects/{email.partition('@')[2].partition('.')[0]}/serviceAccounts/{email}"
+        call.cloud.access.require(call.principal, "iam.serviceAccounts.actAs", [name, "/".join(name.split("/")[:2])])
+
+
+def _make_disks(call: Call, instance: Resource) -> list[str]:
+    """Makes the disks that come with an instance; returns their full names."""
+    zone = f"projects/{call.parameters['project']}/zones/{call.parameters['zone']}"
+    made = []
+    for index, disk in enumerate(instance["disks"]):
+        initial = disk.pop("initializeParams", {})
+        name = initial.get("diskName") or (instance["name"] if disk.get("boot") else f"{instance['name']}-{index}")
+        path = f"{zone}/disks/{name}"
+        if f"compute/{path}" in call.state.resources:
+            raise ApiError(409, f"The resource '{path}' already exists")
+        size = str(initial.get("diskSizeGb") or 10)
+        resource = {
+            "kind": "compute#disk",
+            "id": call.state.new_id(),
+            "creationTimestamp": now(),
+            "name": name,
+            "sizeGb": size,
+            "status": "READY",
+            "type": initial.get("diskType") or f"{BASE}{zone}/diskTypes/pd-standard",
+            "sourceImage": initial.get("sourceImage"),
+            "labels": initial.get("labels", {}),
+            "labelFingerprint": fingerprint(initial.get("labels", {})),
+            "zone": BASE + zone,
+            "selfLink": BASE + path,
+        }
+        call.state.resources[f"compute/{path}"] = {key: value for key, value in resource.items() if value is not None}
+        made.append(f"compute/{path}")
+        disk |= {"kind": "compute#attachedDisk", "index": index, "source": BASE + path, "diskSizeGb": size}
+        defaults = {"type": "PERSISTENT", "mode": "READ_WRITE", "interface": "SCSI", "autoDelete": False}
+        disk |= {key: disk.get(key, value) for key, value in defaults.items()}
+        disk.setdefault("deviceName", name if index else "persistent-disk-0")
+    return made
+
+
+def _with_fingerprint(value: Resource, kind: str | None) -> Resource:
+    content = {name: item for name, item in value.items() if name not in ("fingerprint", "kind")}
+    return content | {"fingerprint": fingerprint(content)} | ({"kind": kind} if kind else {})
+
+
+def _instance(call: Call) -> tuple[str, Resource]:
+    path = compute.item_path(call)
+    return path, call.cloud.need(f"compute/{path}")
+
+
+@serves("compute.instances.delete", permission="compute.instances.delete")
+def _delete(call: Call) -> Resource:
+    path, instance = _instance(call)
+    if instance["deletionProtection"]:
+        raise ApiError(
+            400,
+            f"Invalid resource usage: 'Resource cannot be deleted if it's protected against deletion. {path}'.",
+            reason="resourceInUseByAnotherResource",
+        )
+
+    def finish() -> None:
+        compute.drop(call, path)
+        for disk in instance["disks"]:
+            if disk["autoDelete"]:
+                compute.drop(call, disk["source"].removeprefix(BASE))
+
+    return compute.start(call, path, lambda: call.cloud.effects.delete_instance(instance["name"]), finish)
+
+
+@serves("compute.instances.start", permission="compute.instances.start")
+@serves("compute.instances.stop", permission="compute.instances.stop")
+@serves("compute.instances.reset", permission="compute.instances.reset")
+def _power(call: Call) -> Resource:
+    path, instance = _instance(call)
+    effect = getattr(call.cloud.effects, f"{call.verb}_instance")
+
+    def finish() -> None:
+        stopped = call.verb == "stop"
+        instance["status"] = "TERMINATED" if stopped else "RUNNING"
+        instance["lastStopTimestamp" if stopped else "lastStartTimestamp"] = now()
+
+    return compute.start(call, path, lambda: effect(instance["name"]), finish)
+
+
+def _set(call: Call) -> Resource:
+    """Serves the methods that each change one field; see `_SETTERS`."""
+    path, instance = _instance(call)
+    field = _SETTERS[call.verb]
+    current, value = instance.get(field), compute.linked(call, call.body or {})
+    if field == "deletionProtection":
+        value = call.parameters.get(field, True)
+    elif field == "machineType":
+        value = value["machineType"]
+        if instance["status"] != "TERMINATED":
+            raise ApiError(400, f"The instance must be stopped first: {path}", reason="resourceNotReady")
+    elif isinstance(current, dict) and "fingerprint" in current:
+        if value.get("fingerprint") != current["fingerprint"]:
+            raise ApiError(412, f"Supplied fingerprint does not match current {field} fingerprint.")
+        value = _with_fingerprint(value, current.get("kind"))
+    else:
+        value = patched(current or {}, value)
+    return compute.replace(call, path, {**instance, field: value})
+
+
+for _verb in _SETTERS:
+    serves(f"compute.instances.{_verb}", permission=f"compute.instances.{_verb}")(_set)

@@ -1,0 +1,520 @@
+"""Cloud SQL Admin: instances, databases, users, and the certificates by which the Cloud SQL Auth Proxy connects."""
+
+import datetime
+import hashlib
+import re
+import uuid
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from emulator import certificates
+from emulator.cloud import Call, patched, serves
+from emulator.effects import EffectError, check_database_flags
+from emulator.errors import ApiError
+from emulator.operations import Work
+from emulator.services.compute import BASE, path_of
+from emulator.services.compute_catalog import ZONES
+from emulator.state import Resource, fingerprint, now, public
+
+_ROOT = "https://sqladmin.googleapis.com/v1/"
+_VERSION = "POSTGRES_17"
+_SERVICE_AGENT = "p{}-emulated@gcp-sa-cloud-sql.iam.gserviceaccount.com"
+_TIERS = {
+    "ENTERPRISE": re.compile(r"db-custom-\d+-\d+|db-f1-micro|db-g1-small"),
+    "ENTERPRISE_PLUS": re.compile(r"db-perf-optimized-N-\d+"),
+}
+_PEERING_SERVICE = "services/servicenetworking.googleapis.com"
+_CERTIFICATE_LIFETIME = datetime.timedelta(hours=1)
+_DEFAULTS: Resource = {
+    "kind": "sql#settings",
+    "activationPolicy": "ALWAYS",
+    "availabilityType": "ZONAL",
+    "connectorEnforcement": "NOT_REQUIRED",
+    "dataDiskSizeGb": "10",
+    "dataDiskType": "PD_SSD",
+    "deletionProtectionEnabled": False,
+    "pricingPlan": "PER_USE",
+    "replicationType": "SYNCHRONOUS",
+    "storageAutoResize": True,
+    "storageAutoResizeLimit": "0",
+    "backupConfiguration": {
+        "kind": "sql#backupConfiguration",
+        "enabled": False,
+        "startTime": "03:00",
+        "backupRetentionSettings": {"retentionUnit": "COUNT", "retainedBackups": 7},
+        "transactionLogRetentionDays": 7,
+    },
+    "ipConfiguration": {
+        "ipv4Enabled": True,
+        "requireSsl": False,
+        "serverCaMode": "GOOGLE_MANAGED_INTERNAL_CA",
+        "sslMode": "ALLOW_UNENCRYPTED_AND_ENCRYPTED",
+    },
+}
+
+
+def _name(call: Call) -> str:
+    return f"projects/{call.parameters['project']}/instances/{call.parameters['instance']}"
+
+
+def _need(call: Call) -> Resource:
+    found = call.state.resources.get(f"sql/{_name(call)}")
+    if found is None:
+        raise ApiError(404, "The Cloud SQL instance does not exist.", reason="instanceDoesNotExist")
+    return found
+
+
+def _bad(message: str) -> ApiError:
+    return ApiError(400, f"Invalid request: {message}")
+
+
+def _start(
+    call: Call,
+    kind: str,
+    instance: str,
+    work: Work = lambda: None,
+    finish: Work = lambda: None,
+    creates: tuple[str, ...] = (),
+) -> Resource:
+    """Starts an operation on an instance; only one at a time runs there, as on the real cloud."""
+    target = f"sql/projects/{call.parameters['project']}/instances/{instance}"
+    if call.cloud.operations.busy(target):
+        raise ApiError(
+            409,
+            "Operation failed because another operation was already in progress. Try your request after the current "
+            "operation is complete.",
+            reason="operationInProgress",
+            status="ABORTED",
+        )
+    name = str(uuid.uuid4())
+    own = f"projects/{call.parameters['project']}/operations/{name}"
+    body = {
+        "kind": "sql#operation",
+        "name": name,
+        "operationType": kind,
+        "status": "PENDING",
+        "user": call.principal,
+        "insertTime": now(),
+        "targetId": instance,
+        "targetProject": call.parameters["project"],
+        "targetLink": _ROOT + target.partition("/")[2],
+        "selfLink": _ROOT + own,
+    }
+    return call.cloud.operations.start(
+        f"sql/{own}", "sql", body, target=target, work=work, finish=finish, creates=creates, fault=call.fault
+    )
+
+
+@serves("sql.operations.get", permission="cloudsql.instances.get")
+def _operation(call: Call) -> Resource:
+    record = call.state.operations.get(
+        f"sql/projects/{call.parameters['project']}/operations/{call.parameters['operation']}"
+    )
+    if record is None:
+        raise ApiError(404, "The Cloud SQL operation does not exist.", reason="operationDoesNotExist")
+    body: Resource = record["body"]
+    return body
+
+
+@serves("sql.operations.list", permission="cloudsql.instances.get")
+def _operations(call: Call) -> Resource:
+    prefix = f"sql/projects/{call.parameters['project']}/operations/"
+    wanted = call.parameters.get("instance")
+    found = [item["body"] for name, item in call.state.operations.items() if name.startswith(prefix)]
+    found = [item for item in found if wanted in (None, item["targetId"])]
+    newest = sorted(found, key=lambda item: str(item["insertTime"]), reverse=True)
+    return {"kind": "sql#operationsList", **call.page(newest)}
+
+
+@serves("sql.instances.insert", permission="cloudsql.instances.create")
+def _insert(call: Call) -> Resource:
+    project, body = call.parameters["project"], call.body or {}
+    name = body.get("name", "")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,96}[a-z0-9])?", name):
+        raise _bad(f"Invalid instance name ({name}): lower-case letters, digits and dashes, beginning with a letter.")
+    key = f"sql/projects/{project}/instances/{name}"
+    if key in call.state.resources or key in call.state.retired:
+        raise ApiError(
+            409,
+            "The Cloud SQL instance already exists. When you delete an instance, you can't reuse the name of the "
+            "deleted instance until one week from the deletion date.",
+            reason="instanceAlreadyExists",
+        )
+    region = body.get("region", "us-central1")
+    if region not in ZONES:
+        raise _bad(f"Invalid region: {region}.")
+    if body.get("databaseVersion") != _VERSION:
+        raise ApiError(501, f"The emulated cloud has {_VERSION} only, not {body.get('databaseVersion')}.")
+    settings = _complete(call, body.get("settings") or {}, region)
+    authority, authority_key = certificates.make_authority(f"Google Cloud SQL Server CA {uuid.uuid4()}")
+    dns = f"{fingerprint(key)[:11].lower().replace('_', '-')}.{uuid.uuid4().hex[:12]}.{region}.sql.goog."
+    instance: Resource = {
+        **{field: value for field, value in body.items() if field != "rootPassword"},
+        "kind": "sql#instance",
+        "project": project,
+        "region": region,
+        "settings": settings | {"settingsVersion": "1"},
+        "state": "PENDING_CREATE",
+        "backendType": "SECOND_GEN",
+        "instanceType": "CLOUD_SQL_INSTANCE",
+        "connectionName": f"{project}:{region}:{name}",
+        "createTime": now(),
+        "databaseInstalledVersion": f"{_VERSION}_6",
+        "dnsName": dns,
+        "gceZone": settings["locationPreference"]["zone"],
+        "serviceAccountEmailAddress": _SERVICE_AGENT.format(call.state.projects[project]),
+        "selfLink": f"{_ROOT}projects/{project}/instances/{name}",
+        "serverCaCert": _described(authority, name),
+        "etag": fingerprint([key, now()]),
+        "_authority": [authority, authority_key],
+        "_network": _network(settings),
+    }
+    certificate = certificates.issue_server(authority, authority_key, f"{project}:{name}", [dns.rstrip(".")])
+    instance["_server"] = list(certificate)
+    owned = {"instance": name, "project": project}
+    children = {
+        f"{key}/databases/postgres": _database(owned, {"name": "postgres"}),
+        f"{key}/users/postgres": {"kind": "sql#user", "name": "postgres", "type": "BUILT_IN", "host": "", **owned},
+    }
+    call.state.resources |= {key: instance, **children}
+
+    def finish() -> None:
+        instance["state"] = "RUNNABLE"
+
+    return _start(call, "CREATE", name, lambda: _apply(call, instance), finish, (key, *children))
+
+
+def _apply(call: Call, instance: Resource) -> None:
+    """Makes the database server, or brings it to its settings."""
+    certificate, key = instance["_server"]
+    made = call.cloud.effects.create_sql_instance(
+        instance["project"], public(instance), certificate, key, instance["_authority"][0]
+    )
+    configuration = instance["settings"]["ipConfiguration"]
+    kinds = ["PRIMARY"] * configuration["ipv4Enabled"] + ["PRIVATE"] * bool(configuration.get("privateNetwork"))
+    instance["ipAddresses"] = [{"type": kind, "ipAddress": made["ip"]} for kind in kinds]
+
+
+def _complete(call: Call, sent: Resource, region: str) -> Resource:
+    """Return settings with Google's defaults; raises `ApiError` 400 for those that Google refuses."""
+    settings = patched(_DEFAULTS, sent)
+    # Google's default for PostgreSQL 16 and newer.
+    edition = settings.setdefault("edition", "ENTERPRISE_PLUS")
+    tier = settings.get("tier")
+    if not tier:
+        raise _bad("Missing parameter: tier.")
+    if edition not in _TIERS or not _TIERS[edition].fullmatch(tier):
+        raise _bad(f"Invalid Tier ({tier}) for ({edition}) Edition.")
+    zone = settings.get("locationPreference", {}).get("zone") or f"{region}-{ZONES[region][0]}"
+    if zone.rpartition("-")[0] != region:
+        raise _bad(f"Zone {zone} is not in region {region}.")
+    settings["locationPreference"] = {"kind": "sql#locationPreference", "zone": zone} | settings.get(
+        "locationPreference", {}
+    )
+    backup = settings["backupConfiguration"]
+    if backup.get("pointInTimeRecoveryEnabled") and not backup["enabled"]:
+        raise _bad("Point-in-time recovery needs backups to be enabled.")
+    if settings["availabilityType"] == "REGIONAL" and not backup["enabled"]:
+        raise _bad("High availability needs backups to be enabled.")
+    if int(settings["dataDiskSizeGb"]) < 10:
+        raise _bad("The disk must have 10 GB or more.")
+    try:
+        check_database_flags(settings)
+    except EffectError as error:
+        raise ApiError(400, str(error)) from error
+    configuration = settings["ipConfiguration"]
+    configuration["requireSsl"] = configuration["sslMode"] == "TRUSTED_CLIENT_CERTIFICATE_REQUIRED"
+    network = _network(settings)
+    if not configuration["ipv4Enabled"] and not network:
+        raise _bad("At least one of Public IP or Private IP or PSC connectivity must be enabled.")
+    if network:
+        path = network.removeprefix(BASE)
+        if f"compute/{path}" not in call.state.resources:
+            raise _bad(f"The network {configuration['privateNetwork']} does not exist.")
+        if f"servicenetworking/{path}/{_PEERING_SERVICE}" not in call.state.resources:
+            raise ApiError(
+                400,
+                "Failed to create subnetwork. Please create Service Networking connection with service "
+                f"'servicenetworking.googleapis.com' from consumer project '{call.parameters['project']}' network "
+                f"'{path.rpartition('/')[2]}' again.",
+            )
+        configuration["privateNetwork"] = path
+    return settings
+
+
+def _network(settings: Resource) -> str | None:
+    """Return the full link of the private network."""
+    link = settings["ipConfiguration"].get("privateNetwork")
+    if not link:
+        return None
+    path = path_of(link, "")
+    if path is None or "/networks/" not in path:
+        raise _bad(f"Incorrect format for the network: {link}.")
+    return BASE + path
+
+
+@serves("sql.instances.get", permission="cloudsql.instances.get")
+def _get(call: Call) -> Resource:
+    return public(_need(call))
+
+
+@serves("sql.instances.list", permission="cloudsql.instances.list")
+def _list(call: Call) -> Resource:
+    prefix = f"sql/projects/{call.parameters['project']}/instances/"
+    found = [public(item) for name, item in call.state.under(prefix) if name.count("/") == prefix.count("/")]
+    return {"kind": "sql#instancesList", **call.page(found)}
+
+
+@serves("sql.instances.patch", "sql.instances.update", permission="cloudsql.instances.update")
+def _change(call: Call) -> Resource:
+    instance, body = _need(call), call.body or {}
+    for field in ("name", "region", "databaseVersion", "project"):
+        if field in body and body[field] != instance[field]:
+            raise _bad(f"{field} cannot be changed from {instance[field]} to {body[field]}.")
+    current, sent = instance["settings"], body.get("settings") or {}
+    if sent.get("settingsVersion") and str(sent["settingsVersion"]) != current["settingsVersion"]:
+        raise ApiError(412, "Condition does not match: settingsVersion is stale.", reason="staleData")
+    wanted = patched(current, sent) if call.verb == "patch" else sent
+    settings = _complete(call, wanted, instance["region"])
+    if int(settings["dataDiskSizeGb"]) < int(current["dataDiskSizeGb"]):
+        raise _bad("The disk cannot be made smaller.")
+    settings["settingsVersion"] = str(int(current["settingsVersion"]) + 1)
+    changed = {**instance, "settings": settings, "_network": _network(settings), "etag": fingerprint([settings, now()])}
+
+    def finish() -> None:
+        call.state.resources[f"sql/{_name(call)}"] = changed
+
+    return _start(call, "UPDATE", call.parameters["instance"], lambda: _apply(call, changed), finish)
+
+
+@serves("sql.instances.restart", permission="cloudsql.instances.restart")
+def _restart(call: Call) -> Resource:
+    name = _need(call)["name"]
+    return _start(call, "RESTART", name, lambda: call.cloud.effects.restart_sql_instance(name))
+
+
+@serves("sql.instances.delete", permission="cloudsql.instances.delete")
+def _delete(call: Call) -> Resource:
+    instance = _need(call)
+    if instance["settings"]["deletionProtectionEnabled"]:
+        raise ApiError(
+            400,
+            "The instance is protected. Please disable the deletion protection and try again. To disable deletion "
+            "protection, update the instance settings with deletionProtectionEnabled set to false.",
+        )
+    key = f"sql/{_name(call)}"
+
+    def finish() -> None:
+        for name in [name for name in call.state.resources if name == key or name.startswith(f"{key}/")]:
+            del call.state.resources[name]
+        call.state.retired.append(key)
+
+    return _start(
+        call, "DELETE", instance["name"], lambda: call.cloud.effects.delete_sql_instance(instance["name"]), finish
+    )
+
+
+def _database(owned: Resource, body: Resource) -> Resource:
+    database = {"charset": "UTF8", "collation": "en_US.UTF8", **body, "kind": "sql#database", **owned}
+    link = f"{_ROOT}projects/{owned['project']}/instances/{owned['instance']}/databases/{body['name']}"
+    return database | {"selfLink": link, "etag": fingerprint(database)}
+
+
+def _children(call: Call, kind: str) -> list[Resource]:
+    _need(call)
+    return [public(item) for _, item in call.state.under(f"sql/{_name(call)}/{kind}/")]
+
+
+def _child(call: Call, kind: str, name: str) -> tuple[str, Resource]:
+    _need(call)
+    key = f"sql/{_name(call)}/{kind}/{name}"
+    found = call.state.resources.get(key)
+    if found is None:
+        word = kind.removesuffix("s")
+        raise ApiError(404, f"Not Found: {word} {name}", reason=f"{word}DoesNotExist")
+    return key, found
+
+
+@serves("sql.databases.list", permission="cloudsql.databases.list")
+def _list_databases(call: Call) -> Resource:
+    return {"kind": "sql#databasesList", "items": _children(call, "databases")}
+
+
+@serves("sql.databases.get", permission="cloudsql.databases.get")
+def _get_database(call: Call) -> Resource:
+    return _child(call, "databases", call.parameters["database"])[1]
+
+
+@serves("sql.databases.insert", permission="cloudsql.databases.create")
+def _insert_database(call: Call) -> Resource:
+    instance, body = _need(call)["name"], call.body or {}
+    name = body.get("name")
+    if not name or len(name) > 63:
+        raise _bad(f"Invalid database name: {name}.")
+    key = f"sql/{_name(call)}/databases/{name}"
+    if key in call.state.resources:
+        raise ApiError(
+            400, f'Invalid request: failed to create database {name}. Detail: pq: database "{name}" already exists'
+        )
+
+    def finish() -> None:
+        owned = {"instance": instance, "project": call.parameters["project"]}
+        call.state.resources[key] = _database(owned, body)
+
+    return _start(
+        call, "CREATE_DATABASE", instance, lambda: call.cloud.effects.create_sql_database(instance, name), finish
+    )
+
+
+@serves("sql.databases.delete", permission="cloudsql.databases.delete")
+def _delete_database(call: Call) -> Resource:
+    key, database = _child(call, "databases", call.parameters["database"])
+    instance, name = database["instance"], database["name"]
+
+    def finish() -> None:
+        call.state.resources.pop(key, None)
+
+    return _start(
+        call, "DELETE_DATABASE", instance, lambda: call.cloud.effects.delete_sql_database(instance, name), finish
+    )
+
+
+@serves("sql.users.list", permission="cloudsql.users.list")
+def _list_users(call: Call) -> Resource:
+    return {"kind": "sql#usersList", "items": _children(call, "users")}
+
+
+@serves("sql.users.get", permission="cloudsql.users.get")
+def _get_user(call: Call) -> Resource:
+    return public(_child(call, "users", call.parameters["name"])[1])
+
+
+@serves("sql.users.insert", permission="cloudsql.users.create")
+def _insert_user(call: Call) -> Resource:
+    instance, body = _need(call), call.body or {}
+    name, kind = body.get("name", ""), body.get("type", "BUILT_IN")
+    _check_user(call, instance, body, kind)
+    key = f"sql/{_name(call)}/users/{name}"
+    if key in call.state.resources:
+        raise ApiError(409, f"User {name} already exists.", reason="userAlreadyExists")
+    roles = body.get("databaseRoles") or ([] if kind.startswith("CLOUD_IAM") else ["cloudsqlsuperuser"])
+    owned = {"instance": instance["name"], "project": call.parameters["project"]}
+    user: Resource = {"kind": "sql#user", "name": name, "type": kind, "host": "", "databaseRoles": roles, **owned}
+    if kind.startswith("CLOUD_IAM"):
+        user["iamStatus"] = "ACTIVE"
+    user["etag"] = fingerprint(user)
+
+    def finish() -> None:
+        call.state.resources[key] = user
+
+    asked = user | ({"password": body["password"]} if "password" in body else {})
+    return _start(
+        call,
+        "CREATE_USER",
+        instance["name"],
+        lambda: call.cloud.effects.create_sql_user(instance["name"], asked),
+        finish,
+    )
+
+
+def _check_user(call: Call, instance: Resource, user: Resource, kind: str) -> None:
+    name = user.get("name", "")
+    if kind not in ("BUILT_IN", "CLOUD_IAM_USER", "CLOUD_IAM_SERVICE_ACCOUNT"):
+        raise ApiError(501, f"The emulated cloud has no database users of type {kind}.")
+    if kind == "BUILT_IN":
+        if not name or "@" in name or not user.get("password"):
+            raise _bad("A built-in user needs a name without @, and a password.")
+        return
+    if user.get("password"):
+        raise _bad("An IAM user has no password.")
+    if "@" not in name or name.endswith(".gserviceaccount.com"):
+        raise _bad(f"The IAM user {name} must be an e-mail address, without the ending .gserviceaccount.com.")
+    flags = {flag["name"]: flag.get("value") for flag in instance["settings"].get("databaseFlags", [])}
+    if flags.get("cloudsql.iam_authentication") != "on":
+        raise _bad("IAM users need the database flag cloudsql.iam_authentication to be on.")
+    if kind == "CLOUD_IAM_SERVICE_ACCOUNT" and not call.cloud.access.account_exists(f"{name}.gserviceaccount.com"):
+        raise _bad(f"The service account {name}.gserviceaccount.com does not exist.")
+
+
+@serves("sql.users.update", permission="cloudsql.users.update")
+def _update_user(call: Call) -> Resource:
+    body = call.body or {}
+    key, user = _child(call, "users", call.parameters.get("name") or body.get("name", ""))
+    if body.get("password") and user["type"] != "BUILT_IN":
+        raise _bad("An IAM user has no password.")
+    asked = call.parameters.get("databaseRoles") or body.get("databaseRoles")
+    changed = dict(user)
+    if asked is not None:
+        kept = [] if call.parameters.get("revokeExistingRoles") else user.get("databaseRoles", [])
+        changed["databaseRoles"] = list(dict.fromkeys([*kept, *asked]))
+    changed["etag"] = fingerprint([changed, now()])
+
+    def finish() -> None:
+        call.state.resources[key] = changed
+
+    instance = user["instance"]
+    effect = public(changed) | ({"password": body["password"]} if body.get("password") else {})
+    return _start(call, "UPDATE_USER", instance, lambda: call.cloud.effects.update_sql_user(instance, effect), finish)
+
+
+@serves("sql.users.delete", permission="cloudsql.users.delete")
+def _delete_user(call: Call) -> Resource:
+    key, user = _child(call, "users", call.parameters.get("name", ""))
+    instance, name = user["instance"], user["name"]
+
+    def finish() -> None:
+        call.state.resources.pop(key, None)
+
+    return _start(call, "DELETE_USER", instance, lambda: call.cloud.effects.delete_sql_user(instance, name), finish)
+
+
+def _described(pem: str, instance: str) -> Resource:
+    """Return a certificate as an SslCert."""
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    return {
+        "kind": "sql#sslCert",
+        "cert": pem,
+        "certSerialNumber": str(certificate.serial_number),
+        "commonName": str(certificate.subject.rdns[0].rfc4514_string().partition("=")[2]),
+        "createTime": certificate.not_valid_before_utc.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        "expirationTime": certificate.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        "instance": instance,
+        "sha1Fingerprint": hashlib.sha1(der, usedforsecurity=False).hexdigest(),
+    }
+
+
+@serves("sql.connect.get", permission="cloudsql.instances.connect")
+def _connect_settings(call: Call) -> Resource:
+    instance = _need(call)
+    copied = ("serverCaCert", "region", "databaseVersion", "backendType", "dnsName", "connectionName")
+    return {
+        "kind": "sql#connectSettings",
+        **{field: instance[field] for field in copied},
+        "ipAddresses": instance.get("ipAddresses", []),
+        "serverCaMode": instance["settings"]["ipConfiguration"]["serverCaMode"],
+        "pscEnabled": False,
+    }
+
+
+@serves("sql.connect.generateEphemeral", permission="cloudsql.instances.connect")
+def _ephemeral_certificate(call: Call) -> Resource:
+    """Signs a client's key; an access token in the request makes it a certificate for IAM login."""
+    instance, body = _need(call), call.body or {}
+    if instance["state"] != "RUNNABLE":
+        raise ApiError(400, "The instance is not running.", reason="invalidState")
+    common_name = "user"
+    if body.get("access_token"):
+        try:
+            common_name = call.cloud.access.read_token(body["access_token"])["email"]
+        except ApiError as error:
+            raise ApiError(400, "Invalid request: the access token for IAM login is not valid.") from error
+        call.cloud.access.require(common_name, "cloudsql.instances.login", [f"projects/{call.parameters['project']}"])
+    authority, key = instance["_authority"]
+    public_key = body.get("public_key", "")
+    try:
+        pem = certificates.issue_client(authority, key, common_name, public_key, _CERTIFICATE_LIFETIME)
+    except ValueError as error:
+        raise _bad(f"Provided public key was in an invalid or unsupported format. {error}") from error
+    return {"ephemeralCert": _described(pem, instance["name"])}

@@ -1,0 +1,117 @@
+"""The first process of a Cloud SQL container: a PostgreSQL cluster, kept across restarts, and its proxy front.
+
+Started as root with the files of `/etc/cloudsql` in place (written by `emulator.effects`): `instance.json` with
+`{"flags": {name: value}}`, the instance's `server-cert.pem` and `server-key.pem`, and `client-ca.pem`.
+Roles and rights follow https://cloud.google.com/sql/docs/postgres/users. Ends when PostgreSQL ends; the container's
+restart policy brings both back.
+"""
+
+import asyncio
+import json
+import os
+import pathlib
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+
+from emulator import sql_front
+
+CONFIGURATION = pathlib.Path("/etc/cloudsql")
+SOCKET_DIRECTORY = pathlib.Path("/run/cloudsql")
+DATA = pathlib.Path("/var/lib/postgresql/17/main")
+BINARIES = pathlib.Path("/usr/lib/postgresql/17/bin")
+IAM_FLAG = "cloudsql.iam_authentication"
+
+_HBA = """\
+# The Unix socket can be reached from inside the container alone.
+local   all cloudsqladmin               trust
+local   all +cloudsqliamserviceaccount  trust
+local   all +cloudsqliamuser            trust
+# Passwords: by the front, and directly with TLS. IAM users have none.
+host    all +cloudsqliamserviceaccount  all           reject
+host    all +cloudsqliamuser            all           reject
+host    all cloudsqladmin               all           reject
+host    all all                         127.0.0.1/32  scram-sha-256
+hostssl all all                         all           scram-sha-256
+"""
+# One statement a line: PostgreSQL's single-user mode takes them so.
+_ROLES = b"""\
+CREATE ROLE cloudsqlsuperuser NOLOGIN CREATEROLE CREATEDB;
+GRANT pg_monitor, pg_signal_backend TO cloudsqlsuperuser;
+CREATE ROLE cloudsqliamuser NOLOGIN;
+CREATE ROLE cloudsqliamserviceaccount NOLOGIN;
+CREATE ROLE postgres LOGIN CREATEROLE CREATEDB IN ROLE cloudsqlsuperuser;
+ALTER DATABASE postgres OWNER TO cloudsqlsuperuser;
+"""
+
+
+def take_files() -> None:
+    """Hand what PostgreSQL must own to its user, then become that user."""
+    owner = pwd.getpwnam("postgres")
+    SOCKET_DIRECTORY.mkdir(exist_ok=True)
+    SOCKET_DIRECTORY.chmod(0o700)
+    for path in (CONFIGURATION, *CONFIGURATION.iterdir(), SOCKET_DIRECTORY, DATA.parent.parent):
+        shutil.chown(path, owner.pw_uid, owner.pw_gid)
+    os.setgroups([])
+    os.setgid(owner.pw_gid)
+    os.setuid(owner.pw_uid)
+    os.chdir(owner.pw_dir)
+
+
+def make_cluster() -> None:
+    """Make the cluster and its roles once; an interrupted attempt leaves nothing that looks complete."""
+    if DATA.exists():
+        return
+    unfinished = DATA.with_name("unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.parent.mkdir(exist_ok=True)
+    subprocess.run(
+        [
+            BINARIES / "initdb",
+            *("-D", unfinished, "-U", "cloudsqladmin", "--auth=trust"),  # the server gets an access file of its own
+            *("--encoding=UTF8", "--locale=C.UTF-8"),
+        ],
+        check=True,
+    )
+    subprocess.run([BINARIES / "postgres", "--single", "-D", unfinished, "postgres"], input=_ROLES, check=True)
+    unfinished.rename(DATA)
+
+
+def postgres_command(flags: dict[str, str]) -> list[str]:
+    """Return the server's command line for an instance's database flags."""
+    hba = SOCKET_DIRECTORY / "pg_hba.conf"
+    hba.write_text(_HBA)
+    settings = {
+        **{name: value for name, value in flags.items() if name != IAM_FLAG},
+        "hba_file": hba,
+        "listen_addresses": "*",
+        "password_encryption": "scram-sha-256",
+        "ssl": "on",
+        "ssl_cert_file": CONFIGURATION / "server-cert.pem",
+        "ssl_key_file": CONFIGURATION / "server-key.pem",
+        "ssl_min_protocol_version": "TLSv1.2",
+        "unix_socket_directories": SOCKET_DIRECTORY,
+    }
+    options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
+    return [str(BINARIES / "postgres"), "-D", str(DATA), *options]
+
+
+async def run(flags: dict[str, str]) -> int:
+    """Run server and front until the server ends or the container is stopped; returns the server's status."""
+    server = await asyncio.create_subprocess_exec(*postgres_command(flags))
+    # A fast shutdown: PostgreSQL's answer to SIGTERM would wait for every client to leave.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.send_signal, signal.SIGINT)
+    context = sql_front.server_context(
+        *(str(CONFIGURATION / name) for name in ("server-cert.pem", "server-key.pem", "client-ca.pem"))
+    )
+    front = sql_front.Front(str(SOCKET_DIRECTORY / ".s.PGSQL.5432"), 5432, flags.get(IAM_FLAG) == "on")
+    await front.serve(context)
+    return await server.wait()
+
+
+if __name__ == "__main__":
+    take_files()
+    make_cluster()
+    sys.exit(asyncio.run(run(json.loads((CONFIGURATION / "instance.json").read_text())["flags"])))

@@ -1,0 +1,74 @@
+from testinfra.host import Host
+
+LIVE = "/etc/letsencrypt/live/mlflow.test"
+HOOK = "/etc/letsencrypt/renewal-hooks/deploy/reload-server"
+DEPLOYED = "/var/lib/letsencrypt/deployed"
+
+
+def certificate(host: Host, *fields: str) -> str:
+    return host.check_output(f"openssl x509 -in {LIVE}/fullchain.pem -noout {' '.join(fields)}")
+
+
+def nginx_workers(host: Host) -> str:
+    return host.check_output("pgrep --parent $(systemctl show -P MainPID nginx) | sort")
+
+
+def test_the_certificate_is_what_was_asked_for(host: Host) -> None:
+    assert "DNS:mlflow.test" in certificate(host, "-ext subjectAltName")
+    assert "Pebble" in certificate(host, "-issuer")
+    assert "id-ecPublicKey" in certificate(host, "-text")
+    assert host.file(f"{LIVE}/privkey.pem").exists
+    assert host.run(f"runuser -u nobody -- cat {LIVE}/privkey.pem").rc != 0
+
+
+def test_debians_timer_renews_and_the_server_is_reloaded(host: Host, converge) -> None:
+    assert host.service("certbot.timer").is_enabled
+    assert host.service("certbot.timer").is_running
+    before, workers = certificate(host, "-serial"), nginx_workers(host)
+    settings = "/etc/letsencrypt/renewal/mlflow.test.conf"
+    host.check_output(f"sed -i '1i renew_before_expiry = 20000 days' {settings}")
+    host.check_output("systemctl start certbot.service")
+    host.check_output(f"sed -i '/^renew_before_expiry = 20000/d' {settings}")
+    assert certificate(host, "-serial") != before
+    assert nginx_workers(host) != workers
+    # The renewed certificate is still the one asked for; only the hook, as if it had failed, is run again.
+    workers = nginx_workers(host)
+    host.check_output(f"rm {DEPLOYED}")
+    done = converge()
+    assert "changed=1 " in done.stdout, done.stdout
+    assert nginx_workers(host) != workers
+
+
+def test_a_configuration_that_nginx_refuses_is_not_loaded(host: Host) -> None:
+    workers, deployed = nginx_workers(host), host.file(DEPLOYED).mtime
+    host.check_output("echo nonsense >/etc/nginx/conf.d/broken.conf")
+    try:
+        refused = host.run(HOOK)
+    finally:
+        host.check_output("rm /etc/nginx/conf.d/broken.conf")
+    assert refused.rc != 0
+    assert "broken.conf" in refused.stderr
+    assert nginx_workers(host) == workers
+    assert host.file(DEPLOYED).mtime == deployed
+
+
+def test_other_names_are_another_certificate(host: Host, converge) -> None:
+    names = {"certbot_domains": ["mlflow.test", "www.mlflow.test"]}
+    before = certificate(host, "-serial")
+    done = converge("--check", **names)
+    assert "Would request a certificate for mlflow.test, www.mlflow.test" in done.stdout
+    assert certificate(host, "-serial") == before
+    assert converge(**names).returncode == 0
+    assert "DNS:mlflow.test, DNS:www.mlflow.test" in certificate(host, "-ext subjectAltName")
+    assert converge().returncode == 0
+    assert "www" not in certificate(host, "-ext subjectAltName")
+
+
+def test_a_name_without_address_is_explained(host: Host, converge) -> None:
+    before = certificate(host, "-serial")
+    done = converge(certbot_domains=["absent.test"])
+    assert done.returncode != 0
+    assert "no certificate for absent.test from https://acme.test:14000/dir" in done.stdout
+    assert "dig +short absent.test" in done.stdout
+    assert "port 80 is open" in done.stdout
+    assert certificate(host, "-serial") == before

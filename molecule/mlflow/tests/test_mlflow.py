@@ -1,0 +1,157 @@
+import base64
+import json
+import time
+
+import pytest
+from testinfra.host import Host
+
+PASSWORD = "admin-secret-5c3e"
+SECRETS = (PASSWORD, "flask-secret-91d2", "database-secret-7a")
+LIVE = "/run/mlflow/live.sock"
+READY = "/opt/mlflow/bin/mlflow-ready"
+TRACKING_SCHEMA = "SELECT version_num FROM alembic_version"
+OLDER_REVISION = "f5a4f2784254"
+
+
+def call(host: Host, path: str, body: object = None, *, method: str = "", login: str = f"admin:{PASSWORD}"):
+    """Status and JSON answer of one API call over the live socket."""
+    command = f"curl --silent --unix-socket {LIVE} --write-out '\\n%{{http_code}}' "
+    if login:
+        header = base64.b64encode(login.encode()).decode()
+        command += f"--header 'Authorization: Basic {header}' "
+    if body is not None:
+        command += f"--header 'Content-Type: application/json' --data '{json.dumps(body)}' "
+    if method:
+        command += f"--request {method} "
+    answer, _, status = host.check_output(f"{command} 'http://mlflow.test{path}'").rpartition("\n")
+    return int(status), json.loads(answer) if answer.startswith("{") else answer
+
+
+def wait_until_ready(host: Host) -> None:
+    assert host.run(f"{READY} --wait 120").rc == 0
+
+
+def sql(host: Host, statement: str, database: str = "mlflow") -> str:
+    command = f'runuser -u postgres -- psql --quiet --tuples-only --no-align --command "{statement}" {database}'
+    return host.check_output(command).strip()
+
+
+def journal(host: Host) -> str:
+    return host.check_output("journalctl --unit=mlflow --no-pager --output=cat --boot")
+
+
+def test_the_service_runs_at_boot(host: Host) -> None:
+    service = host.service("mlflow")
+    assert service.is_running
+    assert service.is_enabled
+
+
+def test_only_the_socket_group_reaches_the_server(host: Host) -> None:
+    directory = host.file("/run/mlflow")
+    assert (directory.user, directory.group, directory.mode) == ("mlflow", "mlflow-socket", 0o750)
+    release = host.file("/opt/mlflow/current").linked_to.rpartition("/")[2]
+    assert host.check_output(f"readlink {LIVE}") == f"{release}.sock"
+    assert "LISTEN" not in host.check_output("ss -Hltnp | grep -E 'python|uvicorn' || true")
+
+
+def test_secrets_stay_secret(host: Host) -> None:
+    places = [
+        host.check_output("ps -eo args"),
+        host.check_output("systemctl cat mlflow; systemctl show mlflow"),
+        host.check_output("find /etc/mlflow /opt/mlflow/bin /run/mlflow -type f -perm /o+r -exec cat {} +"),
+        journal(host),
+    ]
+    assert not [secret for secret in SECRETS if any(secret in place for place in places)]
+    # The administrator's password is not even in the server's environment.
+    assert PASSWORD not in host.check_output("cat /proc/$(systemctl show -P MainPID mlflow)/environ | tr '\\0' '\\n'")
+
+
+def test_release_belongs_to_root_and_its_page_is_compressed(host: Host) -> None:
+    assert host.check_output("find -L /opt/mlflow -not -user root -print -quit") == ""
+    main = host.check_output("find -L /opt/mlflow/current/static/static/js -name 'main.*.js'")
+    assert host.check_output(f"gzip --decompress --stdout {main}.gz | cmp - {main} && echo same") == "same"
+
+
+def test_unit_is_confined(host: Host) -> None:
+    report = host.check_output("systemd-analyze security --no-pager mlflow.service | tail -1")
+    assert float(report.split("mlflow.service:")[1].split()[0]) < 2.0
+
+
+@pytest.mark.parametrize("login", ["", "admin:wrong-password-1", "nobody:wrong-password-1"])
+def test_the_api_wants_a_login(host: Host, login: str) -> None:
+    status, _ = call(host, "/api/2.0/mlflow/experiments/search?max_results=1", login=login)
+    assert status == 401
+
+
+def test_a_host_that_is_not_allowed_is_refused(host: Host) -> None:
+    command = f"curl --silent --unix-socket {LIVE} --output /tmp/answer --write-out '%{{http_code}}'"
+    assert host.check_output(f"{command} --header 'Host: other.test' http://mlflow.test/") == "403"
+
+
+def test_a_run_and_its_artifact_are_read_back(host: Host) -> None:
+    name = f"testinfra-{time.time_ns()}"
+    status, experiment = call(host, "/api/2.0/mlflow/experiments/create", {"name": name})
+    assert status == 200
+    _, created = call(host, "/api/2.0/mlflow/runs/create", {"experiment_id": experiment["experiment_id"]})
+    run_id = created["run"]["info"]["run_id"]
+    assert created["run"]["info"]["artifact_uri"].startswith("mlflow-artifacts:/")
+    call(host, "/api/2.0/mlflow/runs/log-parameter", {"run_id": run_id, "key": "depth", "value": "7"})
+    artifact = f"/api/2.0/mlflow-artifacts/artifacts/{experiment['experiment_id']}/{run_id}/artifacts/note.json"
+    assert call(host, artifact, {"kept": True}, method="PUT")[0] == 200
+
+    _, read = call(host, f"/api/2.0/mlflow/runs/get?run_id={run_id}")
+    assert read["run"]["data"]["params"] == [{"key": "depth", "value": "7"}]
+    assert call(host, artifact) == (200, {"kept": True})
+    assert "note.json" in host.check_output("find /var/lib/mlflow/artifacts -type f")
+
+
+def test_readiness_follows_the_database(host: Host) -> None:
+    assert host.run(READY).rc == 0
+    host.check_output("systemctl stop postgresql")
+    try:
+        away = host.run(READY)
+        constant, _ = call(host, "/health", login="")
+    finally:
+        host.check_output("systemctl start postgresql")
+    assert away.rc == 1
+    assert "is the database there?" in away.stderr
+    assert constant == 200
+    wait_until_ready(host)
+
+
+@pytest.mark.parametrize("victim", ["main process", "uvicorn"])
+def test_a_killed_process_comes_back(host: Host, victim: str) -> None:
+    main = host.check_output("systemctl show -P MainPID mlflow")
+    pid = main if victim == "main process" else host.check_output(f"pgrep --parent {main} --full uvicorn")
+    host.check_output(f"kill -9 {pid}")
+    deadline = time.monotonic() + 60
+    while host.check_output("systemctl show -P MainPID mlflow") in (main, "0"):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    wait_until_ready(host)
+
+
+def test_the_secret_decides_the_administrators_password(host: Host) -> None:
+    changed = {"username": "admin", "current_password": PASSWORD, "password": "changed-in-the-page-1"}
+    assert call(host, "/api/2.0/mlflow/users/update-password", changed, method="PATCH")[0] == 200
+    host.check_output("systemctl restart mlflow")
+    assert host.run(READY).rc == 0
+    assert call(host, "/api/2.0/mlflow/experiments/search?max_results=1")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("revision", "remedy"), [(OLDER_REVISION, "playbooks/upgrade.yml"), ("ffffffffffff", "a newer MLflow wrote it")]
+)
+def test_another_schema_is_refused_and_left_alone(host: Host, revision: str, remedy: str) -> None:
+    current = sql(host, TRACKING_SCHEMA)
+    sql(host, f"UPDATE alembic_version SET version_num = '{revision}'")
+    try:
+        assert host.run("systemctl restart mlflow").rc != 0
+        time.sleep(5)  # longer than RestartSec
+        assert host.check_output("systemctl show -P ActiveState mlflow") == "failed"
+        assert sql(host, TRACKING_SCHEMA) == revision
+    finally:
+        sql(host, f"UPDATE alembic_version SET version_num = '{current}'")
+    assert remedy in journal(host)
+    host.check_output("systemctl start mlflow")
+    assert host.run(READY).rc == 0

@@ -1,0 +1,189 @@
+import json
+import time
+
+import pytest
+from testinfra.host import Host
+
+URL = "https://mlflow.test"
+CURL = "curl --silent --show-error --insecure --resolve mlflow.test:443:127.0.0.1 --resolve mlflow.test:80:127.0.0.1"
+MAIN = "/static-files/static/js/main.0a1b2c3d.js"
+
+
+def head(host: Host, url: str, options: str = "") -> tuple[int, dict[str, str]]:
+    """Status and headers of a GET; header names in lower case."""
+    lines = host.check_output(f"{CURL} {options} --dump-header - --output /tmp/body '{url}'").splitlines()
+    pairs = (line.split(": ", 1) for line in lines[1:] if ": " in line)
+    return int(lines[0].split()[1]), {name.lower(): value.strip() for name, value in pairs}
+
+
+def body(host: Host, url: str, options: str = ""):
+    """JSON answer of the upstream."""
+    return json.loads(host.check_output(f"{CURL} {options} '{url}'"))
+
+
+def handshake(host: Host, options: str, name: str = "mlflow.test") -> str:
+    command = f"openssl s_client -connect 127.0.0.1:443 -servername {name} {options} </dev/null 2>&1"
+    return host.run(f"{command} | tr --complement --delete '[:print:]\\n'").stdout  # it prints session ids raw
+
+
+def test_the_service_runs_at_boot(host: Host) -> None:
+    assert host.service("nginx").is_running
+    assert host.service("nginx").is_enabled
+
+
+def test_http_is_redirected(host: Host) -> None:
+    status, headers = head(host, "http://mlflow.test/some/path?x=1")
+    assert (status, headers["location"]) == (308, f"{URL}/some/path?x=1")
+
+
+def test_acme_challenges_are_answered_over_http(host: Host) -> None:
+    directory = "/var/www/acme/.well-known/acme-challenge"
+    host.check_output(f"mkdir -p {directory} && echo proof >{directory}/token")
+    assert host.check_output(f"{CURL} http://mlflow.test/.well-known/acme-challenge/token") == "proof"
+    assert head(host, "http://mlflow.test/.well-known/acme-challenge/other")[0] == 404
+
+
+def test_security_headers_are_there_once(host: Host) -> None:
+    raw = host.check_output(f"{CURL} --dump-header - --output /tmp/body {URL}/").lower()
+    assert raw.count("x-frame-options: sameorigin") == 1
+    for header in ("strict-transport-security: max-age=63072000", "x-content-type-options: nosniff", "referrer-policy"):
+        assert raw.count(header) == 1
+    assert "nginx/" not in raw
+
+
+@pytest.mark.parametrize(("version", "works"), [("1_1", False), ("1_2", True), ("1_3", True)])
+def test_tls_versions(host: Host, version: str, works: bool) -> None:
+    # Security level 0 lets the client itself offer the old version.
+    answer = handshake(host, f"-tls{version} -cipher DEFAULT@SECLEVEL=0")
+    assert ("no peer certificate available" not in answer) is works
+
+
+def test_only_forward_secret_authenticated_ciphers(host: Host) -> None:
+    assert "Cipher is ECDHE" in handshake(host, "-tls1_2")
+    for weak in ("ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES256-SHA384", "AES128-GCM-SHA256"):
+        assert "Cipher is (NONE)" in handshake(host, f"-tls1_2 -cipher {weak}")
+    assert "TLS session ticket:" not in handshake(host, "-tls1_2")
+
+
+def test_http2_is_spoken(host: Host) -> None:
+    assert "ALPN protocol: h2" in handshake(host, "-alpn h2,http/1.1")
+
+
+def test_other_hosts_are_refused(host: Host) -> None:
+    assert "no peer certificate available" in handshake(host, "", name="other.test")
+    assert host.run("curl --silent --header 'Host: other.test' http://127.0.0.1/").rc == 52  # closed without an answer
+    over_tls = host.run(f"{CURL} --http1.1 --header 'Host: other.test' {URL}/")
+    assert over_tls.rc in (52, 56)  # nothing but the end of the connection, which curl versions name differently
+    assert over_tls.stdout == ""
+
+
+def test_mlflow_learns_who_calls_and_callers_cannot_lie(host: Host) -> None:
+    lies = "--header 'X-Forwarded-For: 127.0.0.1' --header 'X-Real-IP: 127.0.0.9'"
+    address = host.interface("eth0").addresses[0]
+    seen = json.loads(
+        host.check_output(f"curl --silent --insecure {lies} --resolve mlflow.test:443:{address} {URL}/api/2.0/x?y=1")
+    )
+    assert seen["path"] == "/api/2.0/x?y=1"
+    headers = seen["headers"]
+    assert headers["Host"] == "mlflow.test"
+    assert headers["X-Forwarded-For"] == headers["X-Real-IP"] == address
+    assert headers["X-Forwarded-Proto"] == "https"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ajax-api/3.0/mlflow/assistant/sessions",
+        "/api/3.0/mlflow/assistant",
+        "/ajax-api/3.0//mlflow/%61ssistant/x",
+        "/x/../ajax-api/3.0/mlflow/assistant/x",
+    ],
+)
+def test_the_assistant_is_closed(host: Host, path: str) -> None:
+    assert head(host, URL + path, "--path-as-is")[0] == 403
+
+
+def test_static_files_are_compressed_and_immutable(host: Host) -> None:
+    status, headers = head(host, URL + MAIN, "--header 'Accept-Encoding: gzip'")
+    assert (status, headers["content-encoding"]) == (200, "gzip")
+    assert headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert headers["content-type"].startswith("application/javascript")
+    assert headers["vary"] == "Accept-Encoding"
+    plain = host.check_output(f"{CURL} {URL}{MAIN}")
+    assert plain == host.file("/srv/static/static/js/main.0a1b2c3d.js").content_string.rstrip("\n")
+
+
+def test_static_files_keep_the_security_headers(host: Host) -> None:
+    _, headers = head(host, URL + MAIN)
+    assert headers["strict-transport-security"] == "max-age=63072000"
+    assert headers["x-content-type-options"] == "nosniff"
+    _, module = head(host, f"{URL}/static-files/static/js/worker.0a1b2c3d.mjs")
+    assert module["content-type"].startswith("application/javascript")
+
+
+def test_unnamed_static_files_are_neither_immutable_nor_missing_ones(host: Host) -> None:
+    _, renderer = head(host, f"{URL}/static-files/lib/notebook-trace-renderer/index.html")
+    assert "cache-control" not in renderer
+    assert "x-frame-options" not in renderer
+    status, missing = head(host, f"{URL}/static-files/static/js/missing.js")
+    assert (status, "cache-control" in missing) == (404, False)
+
+
+@pytest.mark.parametrize("path", ["/static-files/../upstream.py", "/static-files../upstream.py"])
+def test_files_beside_the_static_ones_are_not_served(host: Host, path: str) -> None:
+    # Such a path is none of NGINX's, so the upstream answers.
+    assert body(host, URL + path, "--path-as-is")["bytes"] == 0
+
+
+def test_uploads_of_any_size_stream_through(host: Host) -> None:
+    host.check_output("head --bytes=100M /dev/urandom >/tmp/upload")
+    answer = body(host, f"{URL}/api/2.0/mlflow-artifacts/artifacts/x", "--upload-file /tmp/upload")
+    assert answer["bytes"] == 100 * 1024 * 1024
+    assert answer["sha256"] == host.file("/tmp/upload").sha256sum
+    assert "buffered to a temporary file" not in host.file("/var/log/nginx/error.log").content_string
+
+
+def test_a_switched_socket_is_followed(host: Host) -> None:
+    assert body(host, f"{URL}/")["socket"] == "/run/upstream/release.sock"
+    # As a switch of releases does it: the link is replaced, nothing reloads NGINX.
+    host.check_output("ln -sfn ../upstream-next/release.sock /run/upstream/live.sock")
+    try:
+        time.sleep(3.5)  # longer than keepalive_time
+        assert body(host, f"{URL}/")["socket"] == "/run/upstream-next/release.sock"
+    finally:
+        host.check_output("ln -sfn release.sock /run/upstream/live.sock")
+
+
+def test_the_access_log_is_json(host: Host) -> None:
+    head(host, f"{URL}/logged?quote=%22", "--user 'a\"b:secret'")
+    entry = json.loads(host.check_output("tail -1 /var/log/nginx/access.log"))
+    assert entry["uri"] == "/logged?quote=%22"
+    assert entry["user"] == 'a"b'
+    assert (entry["status"], entry["method"], entry["host"]) == (200, "GET", "mlflow.test")
+    assert "secret" not in json.dumps(entry)
+
+
+def test_the_state_is_told_on_loopback_only(host: Host) -> None:
+    assert "Active connections" in host.check_output("curl --silent http://127.0.0.1:8090/nginx_status")
+    assert host.run(f"curl --silent http://{host.interface('eth0').addresses[0]}:8090/nginx_status").rc == 7
+
+
+def test_a_killed_nginx_comes_back(host: Host) -> None:
+    host.check_output("kill -9 $(cat /run/nginx.pid)")
+    time.sleep(4)
+    assert head(host, f"{URL}/")[0] == 200
+
+
+def test_a_real_certificate_is_taken_up_by_a_reload(host: Host) -> None:
+    assert "CN = bootstrap" in handshake(host, "") or "CN=bootstrap" in handshake(host, "")
+    host.check_output(
+        "mkdir -p /etc/test-certificate && cd /etc/test-certificate && openssl req -x509 -newkey ec -nodes -days 2"
+        " -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=real -keyout privkey.pem -out fullchain.pem"
+    )
+    try:
+        host.check_output("nginx -t && systemctl reload nginx")
+        time.sleep(1)
+        subject = handshake(host, "")
+    finally:
+        host.check_output("rm -r /etc/test-certificate; systemctl reload nginx")
+    assert "CN = real" in subject or "CN=real" in subject

@@ -1,0 +1,69 @@
+"""What anybody on the network sees of an HTTPS server, without a login."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import http.client
+import os
+import ssl
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+TIMEOUT_SECONDS = 30
+FOREIGN_HOST = "not-this-server.invalid"
+
+
+def certificate_facts(peer: dict[str, Any], now: datetime.datetime) -> dict[str, Any]:
+    """Return `names`, `issuer`, `not_after` (RFC 3339) and `days_left` of what `SSLSocket.getpeercert` returned."""
+    not_after = datetime.datetime.strptime(peer["notAfter"], "%b %d %H:%M:%S %Y %Z").replace(tzinfo=datetime.UTC)
+    return {
+        "names": [name for kind, name in peer.get("subjectAltName", ()) if kind == "DNS"],
+        "issuer": ", ".join(f"{key}={value}" for part in peer["issuer"] for key, value in part),
+        "not_after": not_after.isoformat(),
+        "days_left": (not_after - now).days,
+    }
+
+
+def peer_certificate(domain: str) -> dict[str, Any]:
+    """Return `SSLSocket.getpeercert` of a domain whose certificate is trusted; requests does not hand it out."""
+    trusted = os.environ.get("REQUESTS_CA_BUNDLE") or requests.utils.DEFAULT_CA_BUNDLE_PATH
+    context = ssl.create_default_context(cafile=trusted)
+    proxy = requests.utils.get_environ_proxies(f"https://{domain}/").get("https")
+    first = urlsplit(proxy or f"https://{domain}:443")
+    connection = http.client.HTTPSConnection(
+        first.hostname or domain, first.port, timeout=TIMEOUT_SECONDS, context=context
+    )
+    if proxy:
+        connection.set_tunnel(domain, 443)
+    with contextlib.closing(connection):
+        connection.connect()
+        tunnel: Any = connection.sock
+        return tunnel.getpeercert()
+
+
+def read(domain: str, path: str) -> dict[str, Any]:
+    """Ask https://<domain><path>, the same under a foreign Host header, and plain HTTP.
+
+    The certificate has to be valid for the domain and trusted, else `requests.exceptions.SSLError` is raised;
+    other `requests.RequestException` when nothing answers. A status of 0 says that the connection was closed
+    without an answer. The proxy and the trusted authorities come from the environment, as requests reads it.
+    """
+    url = f"https://{domain}{path}"
+    secure = requests.get(url, timeout=TIMEOUT_SECONDS, allow_redirects=False)
+    plain = requests.get(f"http://{domain}{path}", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+    try:
+        foreign = requests.get(
+            url, headers={"Host": FOREIGN_HOST}, timeout=TIMEOUT_SECONDS, allow_redirects=False
+        ).status_code
+    except requests.ConnectionError:
+        foreign = 0
+    return {
+        "certificate": certificate_facts(peer_certificate(domain), datetime.datetime.now(datetime.UTC)),
+        "status": secure.status_code,
+        "headers": {name.lower(): value for name, value in secure.headers.items()},
+        "redirect": {"status": plain.status_code, "location": plain.headers.get("location", "")},
+        "foreign_host_status": foreign,
+    }

@@ -1,0 +1,274 @@
+"""The kinds of resources, and of each only what Google's discovery documents do not say.
+
+Sources: the REST references under https://cloud.google.com/compute/docs/reference/rest/v1,
+https://cloud.google.com/sql/docs/postgres/admin-api/rest, https://cloud.google.com/storage/docs/json_api/v1,
+https://cloud.google.com/iam/docs/reference/rest, https://cloud.google.com/secret-manager/docs/reference/rest.
+A test holds every row against the discovery documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Rules
+
+
+@dataclass(frozen=True)
+class Setter:
+    """A method that changes one field where there is no patch.
+
+    `style` is what goes into the request: the `value` itself, the value `wrapped` under the field's name, or a `query`.
+    `fingerprint` is the field that a wrapped value needs beside it.
+    """
+
+    method: str
+    style: str
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of resource. Field paths are names joined by dots."""
+
+    api: str
+    collection: str
+    schema: str
+    # Resource name in the newer APIs, which have it whole in the URL.
+    full_name: str | None = None
+    # What it belongs to, `instance` or `network`, when that is not in a field.
+    parent: str | None = None
+    create: str = "insert"
+    create_query: Mapping[str, str] = field(default_factory=dict)
+    # Field of the create and patch request that holds the resource, and the one that holds its name.
+    wrapper: str | None = None
+    wrapper_name: str | None = None
+    # Fields of the body that only repeat the URL.
+    body_identity: Mapping[str, str] = field(default_factory=lambda: {"name": "{name}"})
+    create_defaults: Mapping[str, object] = field(default_factory=dict)
+    update: str | None = "patch"
+    has_update_mask: bool = False
+    setters: Mapping[str, Setter] = field(default_factory=dict)
+    immutable: frozenset[str] = frozenset()
+    # Field whose value guards against a lost update, and the query parameter it goes to; the body when that is empty.
+    guard: str | None = None
+    guard_query: str | None = None
+    has_operations: bool = True
+    # Field that tells the state, with the states that pass and those that are a dead end.
+    state_field: str = "state"
+    passing_states: frozenset[str] = frozenset()
+    failed_states: frozenset[str] = frozenset()
+    # Fields that may hold an address' link in place of the address itself.
+    address_links: frozenset[str] = frozenset()
+    # Kinds that come first although nothing in the body refers to them.
+    after: frozenset[str] = frozenset()
+    email: str | None = None
+    rules: Rules = field(default_factory=Rules)
+
+
+PARENT_LINKS = {
+    "instance": "projects/{project}/instances/{parent}",
+    "network": "projects/{project}/global/networks/{parent}",
+}
+
+
+def _fields(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+ADDRESS_SETTERS = {"labels": Setter("setLabels", "wrapped", "labelFingerprint")}
+
+KINDS: dict[str, Kind] = {
+    "compute.networks": Kind(
+        api="compute.v1",
+        collection="networks",
+        schema="Network",
+        immutable=_fields("autoCreateSubnetworks", "description", "IPv4Range", "mtu", "networkProfile"),
+        rules=Rules(write_only=_fields("params")),
+    ),
+    "compute.subnetworks": Kind(
+        api="compute.v1",
+        collection="subnetworks",
+        schema="Subnetwork",
+        immutable=_fields("network", "ipCidrRange", "purpose", "description", "ipCollection", "reservedInternalRange"),
+        guard="fingerprint",
+        setters={"privateIpGoogleAccess": Setter("setPrivateIpGoogleAccess", "wrapped")},
+        rules=Rules(keyed={"secondaryIpRanges": "rangeName"}, write_only=_fields("params")),
+    ),
+    "compute.routers": Kind(
+        api="compute.v1",
+        collection="routers",
+        schema="Router",
+        immutable=_fields("network", "encryptedInterconnectRouter", "nccGateway"),
+        rules=Rules(
+            keyed={"nats": "name", "interfaces": "name", "bgpPeers": "name", "nats.subnetworks": "name"},
+            sets=_fields("nats.natIps", "nats.drainNatIps", "nats.endpointTypes"),
+            write_only=_fields("params", "md5AuthenticationKeys"),
+        ),
+    ),
+    "compute.firewalls": Kind(
+        api="compute.v1",
+        collection="firewalls",
+        schema="Firewall",
+        immutable=_fields("network", "direction"),
+        rules=Rules(
+            sets=_fields(
+                "allowed",
+                "allowed.ports",
+                "denied",
+                "denied.ports",
+                "destinationRanges",
+                "sourceRanges",
+                "sourceServiceAccounts",
+                "sourceTags",
+                "targetServiceAccounts",
+                "targetTags",
+            ),
+            write_only=_fields("params"),
+        ),
+    ),
+    "compute.addresses": Kind(
+        api="compute.v1",
+        collection="addresses",
+        schema="Address",
+        update=None,
+        setters=ADDRESS_SETTERS,
+        state_field="status",
+        passing_states=_fields("RESERVING"),
+    ),
+    "compute.globalAddresses": Kind(
+        api="compute.v1",
+        collection="globalAddresses",
+        schema="Address",
+        update=None,
+        setters=ADDRESS_SETTERS,
+        state_field="status",
+        passing_states=_fields("RESERVING"),
+    ),
+    "compute.instances": Kind(
+        api="compute.v1",
+        collection="instances",
+        schema="Instance",
+        # Its update wants the whole instance and may restart it; the rest of the fields needs a stop.
+        update=None,
+        setters={
+            "labels": Setter("setLabels", "wrapped", "labelFingerprint"),
+            "tags": Setter("setTags", "value"),
+            "metadata": Setter("setMetadata", "value"),
+            "scheduling": Setter("setScheduling", "value"),
+            "deletionProtection": Setter("setDeletionProtection", "query"),
+            "shieldedInstanceIntegrityPolicy": Setter("setShieldedInstanceIntegrityPolicy", "value"),
+        },
+        state_field="status",
+        passing_states=_fields("PROVISIONING", "STAGING"),
+        address_links=_fields("networkInterfaces.accessConfigs.natIP"),
+        rules=Rules(
+            keyed={"metadata.items": "key", "serviceAccounts": "email"},
+            positional=_fields("disks", "networkInterfaces", "networkInterfaces.accessConfigs"),
+            sets=_fields("tags.items", "serviceAccounts.scopes", "resourcePolicies"),
+            write_only=_fields("disks.initializeParams", "disks.diskEncryptionKey", "disks.diskSizeGb", "params"),
+        ),
+    ),
+    "sqladmin.instances": Kind(
+        api="sqladmin.v1",
+        collection="instances",
+        schema="DatabaseInstance",
+        # A major upgrade of databaseVersion is an operation of its own, with downtime.
+        immutable=_fields(
+            "databaseVersion",
+            "region",
+            "instanceType",
+            "masterInstanceName",
+            "diskEncryptionConfiguration",
+            "settings.dataDiskType",
+            "settings.collation",
+        ),
+        guard="settings.settingsVersion",
+        passing_states=_fields("PENDING_CREATE", "PENDING_DELETE"),
+        failed_states=_fields("FAILED"),
+        after=_fields("servicenetworking.connections"),
+        rules=Rules(
+            keyed={"settings.databaseFlags": "name", "settings.ipConfiguration.authorizedNetworks": "value"},
+            minimums=_fields("settings.dataDiskSizeGb"),
+            sets=_fields("settings.ipConfiguration.pscConfig.allowedConsumerProjects"),
+            write_only=_fields("rootPassword", "tags", "includeReplicasForMajorVersionUpgrade", "skipPrecheck"),
+        ),
+    ),
+    "sqladmin.databases": Kind(
+        api="sqladmin.v1",
+        collection="databases",
+        schema="Database",
+        parent="instance",
+        body_identity={"name": "{name}", "instance": "{parent}", "project": "{project}"},
+        immutable=_fields("charset", "collation"),
+    ),
+    "storage.buckets": Kind(
+        api="storage.v1",
+        collection="buckets",
+        schema="Bucket",
+        create_query={"project": "{project}"},
+        has_operations=False,
+        immutable=_fields("location", "customPlacementConfig", "hierarchicalNamespace", "objectRetention"),
+        guard="metageneration",
+        guard_query="ifMetagenerationMatch",
+        rules=Rules(
+            sets=_fields(
+                "lifecycle.rule",
+                "lifecycle.rule.condition.matchesPrefix",
+                "lifecycle.rule.condition.matchesStorageClass",
+                "lifecycle.rule.condition.matchesSuffix",
+            ),
+            upper_case=_fields("location"),
+        ),
+    ),
+    "iam.serviceAccounts": Kind(
+        api="iam.v1",
+        collection="projects.serviceAccounts",
+        schema="ServiceAccount",
+        full_name="projects/{project}/serviceAccounts/{name}@{project}.iam.gserviceaccount.com",
+        create="create",
+        wrapper="serviceAccount",
+        wrapper_name="accountId",
+        body_identity={},
+        has_update_mask=True,
+        has_operations=False,
+        email="{name}@{project}.iam.gserviceaccount.com",
+    ),
+    "secretmanager.secrets": Kind(
+        api="secretmanager.v1",
+        collection="projects.secrets",
+        schema="Secret",
+        full_name="projects/{project}/secrets/{name}",
+        create="create",
+        create_query={"secretId": "{name}"},
+        body_identity={},
+        create_defaults={"replication": {"automatic": {}}},
+        has_update_mask=True,
+        has_operations=False,
+        guard="etag",
+        immutable=_fields("replication", "secretType"),
+        rules=Rules(keyed={"topics": "name"}, write_only=_fields("ttl", "tags")),
+    ),
+    "servicenetworking.connections": Kind(
+        api="servicenetworking.v1",
+        collection="services.connections",
+        schema="Connection",
+        full_name="services/{name}/connections",
+        parent="network",
+        create="create",
+        body_identity={},
+        has_update_mask=True,
+        immutable=_fields("network"),
+        after=_fields("compute.globalAddresses"),
+        rules=Rules(sets=_fields("reservedPeeringRanges")),
+    ),
+    "serviceusage.services": Kind(
+        api="serviceusage.v1",
+        collection="services",
+        schema="GoogleApiServiceusageV1Service",
+        full_name="projects/{project}/services/{name}",
+        create="enable",
+        body_identity={},
+        update=None,
+    ),
+}

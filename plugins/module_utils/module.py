@@ -1,0 +1,58 @@
+"""What the Google Cloud modules of this collection share around their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import MISSING_LIBRARY, CloudError, Session
+
+
+class PartialError(CloudError):
+    """Some members of a batch failed; `result` tells of the others."""
+
+    def __init__(self, message: str, result: Json) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def run(module: AnsibleModule, work: Callable[[Session], Json]) -> None:
+    """Do the work in a session and end the module with its result, or with the message of its failure."""
+    if MISSING_LIBRARY:
+        module.fail_json(msg=missing_required_lib(MISSING_LIBRARY))
+    result: Json = {}
+    try:
+        cloud = Session(
+            module.params["project"],
+            check_mode=module.check_mode,
+            timeout_seconds=module.params.get("timeout_seconds", 600),
+        )
+        result = work(cloud)
+    except PartialError as error:
+        module.fail_json(msg=str(error), **error.result)
+    except CloudError as error:
+        module.fail_json(msg=str(error))
+    for warning in dict.fromkeys(cloud.warnings):
+        module.warn(warning)
+    module.exit_json(**result)
+
+
+def batch_result(option: str, members: list[Json], failures: list[str], title: Callable[[Json], str]) -> Json:
+    """Return the result of a batch whose members are given under `option`; PartialError when there are failures."""
+    changed = [member for member in members if member["changed"]]
+    diff = [_diff(title(member), member["differences"]) for member in changed]
+    result = {"changed": bool(changed), option: members, "diff": diff}
+    if failures:
+        raise PartialError("\n".join(failures), result)
+    return result
+
+
+def _diff(name: str, differences: list[Json]) -> Json:
+    """Return Ansible's form of the differences of one member."""
+    return {
+        "before_header": name,
+        "after_header": name,
+        "before": {one["field"]: one["before"] for one in differences if one["before"] is not None},
+        "after": {one["field"]: one["after"] for one in differences if one["after"] is not None},
+    }

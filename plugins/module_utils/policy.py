@@ -1,0 +1,251 @@
+"""IAM policies: which members have which role on a resource, and what is logged of their access.
+
+Policies are read and written whole: https://cloud.google.com/iam/docs/policies. Conditions need policy version 3.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, method
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    THREADS,
+    AmbiguousError,
+    ApiError,
+    CloudError,
+    Session,
+)
+
+POLICY_VERSION = 3
+ATTEMPTS = 10
+# A new service account is unknown to IAM for a while:
+# https://cloud.google.com/iam/docs/access-change-propagation
+PROPAGATION_SECONDS = 120.0
+
+RESOURCES = {
+    "project": ("cloudresourcemanager.v1", "projects"),
+    "storage.buckets": ("storage.v1", "buckets"),
+    "secretmanager.secrets": ("secretmanager.v1", "projects.secrets"),
+    "iam.serviceAccounts": ("iam.v1", "projects.serviceAccounts"),
+}
+
+# Role and condition, the latter as JSON: what makes a binding.
+Key = tuple[str, str]
+
+
+@dataclass
+class Wish:
+    """All that a run asks of one resource's policy."""
+
+    kind: str
+    name: str
+    entries: list[Json] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Name for messages."""
+        return f"{self.kind} {self.name}"
+
+
+def normalise_member(member: str) -> str:
+    """Return the member as Google stores it: the addresses of accounts and groups in lower case."""
+    kind, separator, identity = member.partition(":")
+    return (
+        f"{kind}:{identity.lower()}"
+        if kind in {"user", "serviceAccount", "group", "domain"}
+        else kind + separator + identity
+    )
+
+
+def desired_policy(policy: Json, entries: list[Json]) -> Json:
+    """Return the policy with the entries of gcp_iam applied, in order; roles and services not named stay."""
+    desired = copy.deepcopy(policy)
+    for entry in entries:
+        desired["bindings"] = _bindings(desired.get("bindings", []), entry)
+        if entry.get("audit_configs") is not None:
+            desired["auditConfigs"] = _audit_configs(desired.get("auditConfigs", []), entry["audit_configs"])
+    return desired
+
+
+def _bindings(bindings: list[Json], entry: Json) -> list[Json]:
+    wanted: dict[Key, set[str]] = {}
+    for binding in entry.get("bindings") or []:
+        members = {normalise_member(member) for member in binding["members"]}
+        wanted.setdefault(_key(binding), set()).update(members)
+    current = _by_key(bindings)
+    if entry.get("mode") == "exclusive":
+        roles = {role for role, _ in wanted}
+        current = {key: members for key, members in current.items() if key[0] not in roles or key in wanted}
+        current |= wanted
+    else:
+        for key, members in wanted.items():
+            current[key] = current.get(key, set()) | members
+    return [_binding(key, members) for key, members in current.items() if members]
+
+
+def _key(binding: Json) -> Key:
+    condition = {name: text for name, text in (binding.get("condition") or {}).items() if text}
+    return binding["role"], json.dumps(condition, sort_keys=True) if condition else ""
+
+
+def _binding(key: Key, members: set[str]) -> Json:
+    role, condition = key
+    binding: Json = {"role": role, "members": sorted(members)}
+    return {**binding, "condition": json.loads(condition)} if condition else binding
+
+
+def _by_key(bindings: list[Json]) -> dict[Key, set[str]]:
+    found: dict[Key, set[str]] = {}
+    for binding in bindings:
+        found.setdefault(_key(binding), set()).update(binding.get("members", []))
+    return found
+
+
+def _audit_configs(configs: list[Json], wanted: list[Json]) -> list[Json]:
+    by_service = {config["service"]: config.get("auditLogConfigs", []) for config in configs}
+    for config in wanted:
+        # Exempted members of a kind that stays logged are kept.
+        before = {log["logType"]: log for log in by_service.get(config["service"], [])}
+        by_service[config["service"]] = [
+            before.get(kind, {"logType": kind}) for kind in sorted(set(config["log_types"]))
+        ]
+    return [{"service": service, "auditLogConfigs": logs} for service, logs in by_service.items() if logs]
+
+
+def policy_differences(before: Json, after: Json) -> list[Difference]:
+    """Return the roles and audited services that differ."""
+    sides = [_by_key(policy.get("bindings", [])) for policy in (before, after)]
+    found = [
+        Difference(_role_title(key), sorted(sides[0].get(key, ())), sorted(sides[1].get(key, ())))
+        for key in dict.fromkeys([*sides[0], *sides[1]])
+        if sides[0].get(key, set()) != sides[1].get(key, set())
+    ]
+    logs = [
+        {
+            c["service"]: sorted(log["logType"] for log in c.get("auditLogConfigs", []))
+            for c in policy.get("auditConfigs", [])
+        }
+        for policy in (before, after)
+    ]
+    found += [
+        Difference(f"audit logs of {service}", logs[0].get(service, []), logs[1].get(service, []))
+        for service in dict.fromkeys([*logs[0], *logs[1]])
+        if logs[0].get(service) != logs[1].get(service)
+    ]
+    return found
+
+
+def _role_title(key: Key) -> str:
+    role, condition = key
+    return f"{role} if {json.loads(condition)['title']}" if condition else role
+
+
+class PolicyOf:
+    """The policy of one resource."""
+
+    def __init__(self, cloud: Session, wish: Wish) -> None:
+        self.cloud = cloud
+        self.wish = wish
+        self.api, self.collection = RESOURCES[wish.kind]
+
+    def _method(self, name: str) -> Method:
+        return method(self.api, self.collection, name)
+
+    @property
+    def _parameters(self) -> dict[str, str]:
+        full_name = KINDS[self.wish.kind].full_name if self.wish.kind in KINDS else None
+        scope = {"project": self.cloud.project, "name": self.wish.name}
+        return {
+            "resource": self.cloud.project,
+            "bucket": self.wish.name,
+            "+resource": full_name.format(**scope) if full_name else "",
+        }
+
+    def read(self) -> Json:
+        """Return the policy; in check mode an empty one while the resource does not exist."""
+        called = self._method("getIamPolicy")
+        version = {name: POLICY_VERSION for name in called.query if name.lower().endswith("requestedpolicyversion")}
+        body = None if version or called.verb == "GET" else {"options": {"requestedPolicyVersion": POLICY_VERSION}}
+        try:
+            return self.cloud.call(
+                called, self._parameters, f"Reading the IAM policy of {self.wish.title}", body, version
+            )
+        except ApiError as error:
+            if self.cloud.check_mode and (error.status == 404 or error.service_disabled):
+                self.cloud.warnings.append(f"The IAM policy of {self.wish.title} counts as empty: {error.message}")
+                return {}
+            raise
+
+    def write(self, policy: Json) -> None:
+        """Replace the policy; Google refuses when its etag is no longer the current one."""
+        policy = {**policy, "version": POLICY_VERSION}
+        purpose = f"Writing the IAM policy of {self.wish.title}"
+        called = self._method("setIamPolicy")
+        body: Any = policy if called.verb == "PUT" else {"policy": policy}
+        if "auditConfigs" in policy or any(entry.get("audit_configs") is not None for entry in self.wish.entries):
+            # Without the mask Google leaves audit configurations as they are.
+            body["updateMask"] = "bindings,etag,auditConfigs"
+        self.cloud.call(called, self._parameters, purpose, body)
+
+    def ensure(self) -> list[Difference]:
+        """Bring the policy to what is wanted and return what differed."""
+        policy = self.read()
+        desired = desired_policy(policy, self.wish.entries)
+        first = policy_differences(policy, desired)
+        known_by = self.cloud.clock() + PROPAGATION_SECONDS
+        attempt = 0
+        for pause in self.cloud.pauses():
+            if self.cloud.check_mode or not policy_differences(policy, desired):
+                break
+            try:
+                self.write(desired)
+                break
+            except (ApiError, AmbiguousError) as error:
+                is_unknown = isinstance(error, ApiError) and error.status == 400 and "does not exist" in error.message
+                is_conflict = isinstance(error, AmbiguousError) or error.conflict
+                attempt += is_conflict
+                if not (is_conflict or is_unknown) or attempt >= ATTEMPTS or self.cloud.clock() > known_by:
+                    raise
+            self.cloud.sleep(pause)
+            policy = self.read()
+            desired = desired_policy(policy, self.wish.entries)
+        return first
+
+
+def ensure_policies(cloud: Session, policies: list[Json]) -> Json:
+    """Bring all policies to what is wanted, side by side, and return the module's result.
+
+    `policies` has the options of gcp_iam. Entries for one resource are applied together, in their order.
+    """
+    wishes: dict[tuple[str, str], Wish] = {}
+    for entry in policies:
+        kind, name = entry["resource"]["kind"], entry["resource"].get("name") or ""
+        if kind == "project":
+            name = cloud.project
+        elif not name:
+            raise CloudError(f"resource.name is missing, the name of the {kind} whose policy it is")
+        elif entry.get("audit_configs") is not None:
+            raise CloudError(f"{kind} {name}: audit_configs belong to the project, move them to an entry of that kind")
+        wishes.setdefault((kind, name), Wish(kind, name)).entries.append(entry)
+    with ThreadPoolExecutor(THREADS) as pool:
+        outcomes = list(pool.map(lambda wish: _outcome(cloud, wish), wishes.values()))
+    members = [member for member in outcomes if isinstance(member, dict)]
+    failures = [failure for failure in outcomes if isinstance(failure, str)]
+    return batch_result("policies", members, failures, lambda m: f"IAM policy of {m['kind']} {m['name']}")
+
+
+def _outcome(cloud: Session, wish: Wish) -> Json | str:
+    """Return the member of the result, or the message of the failure."""
+    try:
+        found = PolicyOf(cloud, wish).ensure()
+    except CloudError as error:
+        return str(error)
+    differences = [difference._asdict() for difference in found]
+    return {"kind": wish.kind, "name": wish.name, "changed": bool(found), "differences": differences}

@@ -1,0 +1,420 @@
+"""What the inventory must satisfy before anything is made, as pure functions.
+
+Every function returns a list of `Problem`; an empty list means nothing is wrong. Nothing here reads the
+environment or talks to the cloud by itself: `check_cloud` is given the function that asks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LOWEST_MLFLOW_VERSION = (3, 17, 0)
+LOWEST_POSTGRES_VERSION = 17
+VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
+SQL_LOGINS = ("iam", "password")
+DISK_SIZE_GIB = (20, 65536)
+
+# https://cloud.google.com/resource-manager/docs/creating-managing-projects#before_you_begin
+_PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
+_REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
+# https://cloud.google.com/compute/docs/naming-resources#resource-name-format
+_RESOURCE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+# https://cloud.google.com/storage/docs/buckets#naming
+_BUCKET = re.compile(r"[a-z0-9][-_a-z0-9]{1,61}[a-z0-9]")
+_DOMAIN_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_EMAIL = re.compile(r"[^@\s\"'<>]+@[^@\s\"'<>]+\.[^@\s\"'<>.]+")
+# https://cloud.google.com/compute/docs/labeling-resources#requirements
+_LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
+_LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
+_MEMBER = re.compile(r"(user|group|serviceAccount):[^@\s]+@[^@\s]+")
+_SECRET_SUFFIXES = ("_password", "_token", "_secret")
+
+Response = tuple[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to mend: which variable, the value found, what is wrong with it, what to write instead."""
+
+    variable: str
+    value: str
+    problem: str
+    fix: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the four fields for the module's result."""
+        return asdict(self)
+
+
+def report(problems: list[Problem]) -> str:
+    """Return the problems as a numbered list for a person to read."""
+    lines = [f"{len(problems)} problem(s) found, nothing was created or changed:"]
+    for number, problem in enumerate(problems, start=1):
+        lines += [
+            "",
+            f"{number}. {problem.variable} = {problem.value}",
+            f"   problem: {problem.problem}",
+            f"   fix:     {problem.fix}",
+        ]
+    return "\n".join(lines)
+
+
+def _shown(variable: str, value: Any) -> str:
+    """Return the value as a message may show it: secrets stay hidden."""
+    if variable.endswith(_SECRET_SUFFIXES):
+        return "(hidden)"
+    return repr(value)
+
+
+class _Checker:
+    """Collects problems about the variables it is given; `where` is the file the fixes point at."""
+
+    def __init__(self, variables: Mapping[str, Any], where: str) -> None:
+        self.variables = variables
+        self.where = where
+        self.problems: list[Problem] = []
+
+    def add(self, variable: str, problem: str, fix: str) -> None:
+        shown = _shown(variable, self.variables.get(variable))
+        self.problems.append(Problem(variable, shown, problem, f"{fix} (in {self.where})"))
+
+    def present(self, variable: str, fix: str, where: str | None = None) -> bool:
+        """Report a mandatory variable that is missing or empty; say whether it can be checked further."""
+        value = self.variables.get(variable)
+        if value is not None and str(value).strip():
+            return True
+        self.problems.append(
+            Problem(variable, _shown(variable, value), "mandatory, and empty", f"{fix} (in {where or self.where})")
+        )
+        return False
+
+    def matches(self, variable: str, pattern: re.Pattern[str], problem: str, fix: str) -> bool:
+        value = self.variables.get(variable)
+        if isinstance(value, str) and pattern.fullmatch(value):
+            return True
+        self.add(variable, problem, fix)
+        return False
+
+    def one_of(self, variable: str, choices: tuple[str, ...]) -> None:
+        if self.variables.get(variable) not in choices:
+            self.add(variable, "not one of the values known", f"write one of: {', '.join(choices)}")
+
+    def networks(self, variable: str) -> None:
+        value = self.variables.get(variable)
+        if not isinstance(value, list):
+            self.add(variable, "not a list", 'write a list of ranges, such as ["203.0.113.0/24"]; [] closes the port')
+            return
+        for network in value:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                self.add(
+                    variable, str(error), f"write {network!r} as a network in CIDR notation, such as 203.0.113.0/24"
+                )
+
+
+def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[Problem]:
+    """Return what is wrong with the inventory, all at once, without asking the cloud.
+
+    `variables` holds every `platform_*` variable and `mlflow_version`, templated; `inventory_dir` is the directory
+    given with `-i`.
+    """
+    checker = _Checker(variables, str(inventory_dir / "group_vars" / "platform" / "main.yml"))
+    _check_place(checker, inventory_dir)
+    _check_names(checker)
+    _check_reach(checker)
+    _check_machines(checker)
+    return (
+        checker.problems + check_dynamic_inventory(variables, inventory_dir) + check_where_set(variables, inventory_dir)
+    )
+
+
+def _check_place(checker: _Checker, inventory_dir: Path) -> None:
+    project_fix = "write the project's id, such as projects: [my-project-123]"
+    if checker.present("platform_project", project_fix, str(inventory_dir / "gcp.yml")):
+        checker.matches(
+            "platform_project",
+            _PROJECT,
+            "not a project id: 6 to 30 lower-case letters, digits and hyphens, starting with a letter",
+            "write the id, not the name or the number: gcloud projects list",
+        )
+    if not checker.present("platform_region", "write a region, such as europe-west1"):
+        return
+    if checker.matches("platform_region", _REGION, "not a region", "write a region, such as europe-west1"):
+        region = checker.variables["platform_region"]
+        checker.matches(
+            "platform_zone",
+            re.compile(re.escape(region) + "-[a-z]"),
+            f"not a zone of platform_region {region}",
+            f"write a zone of that region, such as {region}-b, or leave it out",
+        )
+
+
+def _check_names(checker: _Checker) -> None:
+    name = checker.variables.get("platform_name")
+    rule = "not a resource name: lower-case letters, digits and hyphens, starting with a letter, at most 63 characters"
+    if checker.matches("platform_name", _RESOURCE_NAME, rule, "write a short name, such as mlflow"):
+        # The service account is <name>-server, and its id has at most 30 characters.
+        if len(str(name)) > 23:
+            checker.add("platform_name", "longer than 23 characters", "write a shorter name, such as mlflow")
+        checker.matches("platform_server_name", _RESOURCE_NAME, rule, "write a name such as mlflow-1, or leave it out")
+        if str(checker.variables.get("platform_project") or "").strip():
+            _check_bucket(checker)
+    labels = checker.variables.get("platform_labels")
+    if not isinstance(labels, dict):
+        checker.add("platform_labels", "not a mapping", "write labels such as {team: research}")
+        return
+    for key, value in labels.items():
+        if not (_LABEL_KEY.fullmatch(str(key)) and _LABEL_VALUE.fullmatch(str(value))):
+            checker.add(
+                "platform_labels",
+                f"label {key}: {value} has other characters than lower-case letters, digits, _ and -",
+                "write labels such as {team: research}",
+            )
+
+
+def _check_bucket(checker: _Checker) -> None:
+    bucket = checker.variables.get("platform_bucket")
+    fix = "write platform_bucket: a name of 3 to 63 characters that no other bucket in the world has"
+    checker.matches(
+        "platform_bucket", _BUCKET, "not a bucket name: 3 to 63 lower-case letters, digits, hyphens, underscores", fix
+    )
+    if str(bucket).startswith("goog") or "google" in str(bucket):
+        checker.add("platform_bucket", "bucket names may not begin with goog nor contain google", fix)
+
+
+def _check_reach(checker: _Checker) -> None:
+    if checker.present("platform_domain", "write the name users will open, such as mlflow.example.com"):
+        domain = str(checker.variables["platform_domain"])
+        labels = domain.split(".")
+        if len(domain) > 253 or len(labels) < 2 or not all(_DOMAIN_LABEL.fullmatch(label) for label in labels):
+            checker.add(
+                "platform_domain",
+                "not a domain name in lower case",
+                "write the name alone, without https://, port or path, such as mlflow.example.com",
+            )
+    if checker.present("platform_email", "write the address that certificate warnings go to"):
+        checker.matches("platform_email", _EMAIL, "not an e-mail address", "write one, such as ops@example.com")
+    checker.matches(
+        "platform_acme_directory_url",
+        re.compile(r"https://[^\s/]+(/\S*)?"),
+        "not an https URL",
+        "write an ACME directory, such as https://acme-v02.api.letsencrypt.org/directory",
+    )
+    checker.networks("platform_https_source_ranges")
+    checker.networks("platform_http_source_ranges")
+    operators = checker.variables.get("platform_operators")
+    if not isinstance(operators, list) or not all(_MEMBER.fullmatch(str(member)) for member in operators):
+        checker.add(
+            "platform_operators",
+            "not a list of members",
+            "write members such as [user:ann@example.com, group:ops@example.com]",
+        )
+
+
+def _check_machines(checker: _Checker) -> None:
+    variables = checker.variables
+    checker.one_of("platform_vm_image_family", VM_IMAGE_FAMILIES)
+    checker.one_of("platform_sql_login", SQL_LOGINS)
+    if not isinstance(variables.get("platform_deletion_protection_enabled"), bool):
+        checker.add("platform_deletion_protection_enabled", "not a boolean", "write true or false, without quotes")
+    size = variables.get("platform_disk_size_gib")
+    low, high = DISK_SIZE_GIB
+    if isinstance(size, bool) or not isinstance(size, int) or not low <= size <= high:
+        checker.add("platform_disk_size_gib", f"not a whole number from {low} to {high}", "write a size, such as 50")
+    subnetwork = variables.get("platform_subnetwork_cidr")
+    try:
+        network = ipaddress.IPv4Network(subnetwork)
+    except ValueError as error:
+        checker.add("platform_subnetwork_cidr", str(error), "write a private range, such as 10.10.0.0/24")
+    else:
+        # https://cloud.google.com/vpc/docs/subnets#valid-ranges
+        if not network.is_private or network.prefixlen > 29:
+            checker.add("platform_subnetwork_cidr", "not a private range of /29 or larger", "write 10.10.0.0/24")
+    postgres = re.fullmatch(r"POSTGRES_(\d+)", str(variables.get("platform_sql_database_version")))
+    if not postgres or int(postgres[1]) < LOWEST_POSTGRES_VERSION:
+        checker.add(
+            "platform_sql_database_version",
+            f"not PostgreSQL {LOWEST_POSTGRES_VERSION} or newer",
+            f"write POSTGRES_{LOWEST_POSTGRES_VERSION}",
+        )
+    mlflow = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(variables.get("mlflow_version")))
+    if not mlflow or tuple(int(part) for part in mlflow.groups()) < LOWEST_MLFLOW_VERSION:
+        lowest = ".".join(str(part) for part in LOWEST_MLFLOW_VERSION)
+        checker.add(
+            "mlflow_version",
+            f"not a release from {lowest} on; older ones have known holes in authentication",
+            f"leave mlflow_version out, or write {lowest} or newer",
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads variable files with Ansible's own tags; what a tag hides (a vaulted value) is not looked at."""
+
+
+_Loader.add_multi_constructor("!", lambda _loader, _suffix, _node: None)
+
+
+def _read(path: Path) -> Any:
+    """Return a file's content; None for what this cannot read (Ansible itself reports broken files)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("$ANSIBLE_VAULT"):
+            return None
+        if path.suffix in (".yml", ".yaml", ".json") or path.parent.name in ("group_vars", "host_vars"):
+            return _Loader(text).get_single_data()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    # An inventory in INI form: every platform_x=value in it.
+    return dict(re.findall(r"(\bplatform_\w+)\s*=\s*(\S*)", text))
+
+
+def _platform_keys(data: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every `platform_*` key of a file with its value, however deep."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if str(key).startswith("platform_"):
+                yield str(key), value
+            else:
+                yield from _platform_keys(value)
+    elif isinstance(data, list):
+        for item in data:
+            yield from _platform_keys(item)
+
+
+def _variable_files(inventory_dir: Path) -> Iterator[Path]:
+    """Yield every file of an inventory directory that can set a variable."""
+    for path in sorted(inventory_dir.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(inventory_dir).parts)
+        if path.is_file() and not hidden and not path.name.endswith("~"):
+            yield path
+
+
+def check_where_set(variables: Mapping[str, Any], inventory_dir: Path) -> list[Problem]:
+    """Return the `platform_*` values that stand where they cannot win, and names that mean nothing.
+
+    `playbooks/group_vars/all` beats an inventory's own `group_vars/all` and the `vars:` of its hosts file, but loses
+    to its `group_vars/<group>`; a value for one host or for another group would be seen by some plays only.
+    https://docs.ansible.com/ansible/latest/playbook_guide/playbooks_variables.html#understanding-variable-precedence
+    """
+    problems = []
+    home = inventory_dir / "group_vars" / "platform"
+    for path in _variable_files(inventory_dir):
+        at_home = home in path.parents or path.with_suffix("") == home
+        for name, value in _platform_keys(_read(path)):
+            if not at_home:
+                problems.append(
+                    Problem(
+                        name,
+                        _shown(name, value),
+                        f"set in {path}, where it does not win for every play",
+                        f"move it to {home / 'main.yml'}",
+                    )
+                )
+            elif name not in variables:
+                near = difflib.get_close_matches(name, list(variables), n=1)
+                meant = f"did you mean {near[0]}?" if near else "the names known are in group_vars/all/platform.yml"
+                problems.append(
+                    Problem(name, _shown(name, value), f"set in {path}, and read by nothing", f"remove it; {meant}")
+                )
+    return problems
+
+
+def check_dynamic_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[Problem]:
+    """Return where `gcp.yml`, which finds the servers, looks for others than the variables describe.
+
+    Provisioning one deployment and configuring another is the worst that two spellings could do.
+    """
+    path = inventory_dir / "gcp.yml"
+    config = _read(path)
+    if not isinstance(config, dict):
+        return []
+    problems = []
+    project = variables.get("platform_project")
+    projects = config.get("projects") or []
+    if project and projects != [project]:
+        problems.append(
+            Problem(
+                "platform_project",
+                _shown("platform_project", project),
+                f"{path} looks for the servers in projects: {projects}",
+                f"write the project in {path} only, and set platform_project nowhere else",
+            )
+        )
+    label = f"labels.mlflow-deployment = {variables.get('platform_name')}"
+    filters = config.get("filters") or []
+    if label not in filters:
+        problems.append(
+            Problem(
+                "platform_name",
+                _shown("platform_name", variables.get("platform_name")),
+                f"{path} looks for servers with filters: {filters}",
+                f"write the filter {label!r} in {path}",
+            )
+        )
+    return problems
+
+
+def check_cloud(
+    ask: Callable[[str], Response], variables: Mapping[str, Any], where: str
+) -> tuple[list[Problem], list[str]]:
+    """Return what the cloud says against the inventory, and what it could not say yet.
+
+    `ask` GETs a URL and returns (HTTP status, JSON body). A project in which an API was never enabled answers
+    403 SERVICE_DISABLED: not a problem, since the first run enables it, but a check that could not be made.
+    """
+    project = variables["platform_project"]
+    status, body = ask(f"https://cloudresourcemanager.googleapis.com/v1/projects/{project}")
+    if status != 200 and not _service_disabled(body):
+        problem = f"the project cannot be reached with these credentials: {_message(status, body)}"
+        fix = "check the id (gcloud projects list), and that the account you are logged in with may see the project"
+        return [Problem("platform_project", repr(project), problem, f"{fix} (in {where})")], []
+    if status == 200 and body.get("lifecycleState") != "ACTIVE":
+        problem = f"the project is {body.get('lifecycleState')}"
+        fix = f"restore it (gcloud projects undelete {project}), or write another (in {where})"
+        return [Problem("platform_project", repr(project), problem, fix)], []
+    return _check_region_and_zone(ask, variables, where)
+
+
+def _check_region_and_zone(
+    ask: Callable[[str], Response], variables: Mapping[str, Any], where: str
+) -> tuple[list[Problem], list[str]]:
+    project, region, zone = (variables[f"platform_{key}"] for key in ("project", "region", "zone"))
+    compute = f"https://compute.googleapis.com/compute/v1/projects/{project}"
+    status, body = ask(f"{compute}/regions/{region}")
+    if _service_disabled(body):
+        note = f"Compute Engine is not enabled in {project} yet: whether {region} and {zone} exist was not checked."
+        return [], [note]
+    if status != 200:
+        problem = f"no such region: {_message(status, body)}"
+        return [
+            Problem("platform_region", repr(region), problem, f"pick one of: gcloud compute regions list (in {where})")
+        ], []
+    zones = sorted(link.rsplit("/", 1)[-1] for link in body.get("zones", []))
+    if zone not in zones:
+        problem = f"region {region} has no such zone"
+        return [Problem("platform_zone", repr(zone), problem, f"write one of {', '.join(zones)} (in {where})")], []
+    return [], []
+
+
+def _service_disabled(body: Mapping[str, Any]) -> bool:
+    """Whether an error is about an API not enabled. https://cloud.google.com/apis/design/errors#error_info."""
+    error = body.get("error")
+    if not isinstance(error, dict):
+        return False
+    reasons = {item.get("reason") for key in ("details", "errors") for item in error.get(key, [])}
+    return bool(reasons & {"SERVICE_DISABLED", "accessNotConfigured"})
+
+
+def _message(status: int, body: Mapping[str, Any]) -> str:
+    error = body.get("error")
+    text = error.get("message") if isinstance(error, dict) else None
+    return f"HTTP {status} {text or ''}".rstrip()

@@ -1,0 +1,553 @@
+"""One resource: reading it, telling what a run would change, and changing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import (
+    Json,
+    Method,
+    Node,
+    method,
+    methods,
+    validate,
+)
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import (
+    SECRET_FIELD,
+    Comparison,
+    Difference,
+    mask,
+    normalise_link,
+)
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, PARENT_LINKS, Setter
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    AmbiguousError,
+    ApiError,
+    CloudError,
+    Session,
+)
+
+KNOWN_AFTER = "(known after create)"
+# How often a change is made anew after somebody else was faster or no answer came.
+ATTEMPTS = 5
+# A new service account or secret may be unknown to the next read for this long.
+VISIBILITY_SECONDS = 60.0
+
+# Finds the resource of a link, None when it does not exist.
+Lookup = Callable[[str], Json | None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A resource as the inventory states it; the fields are the options of gcp_resource."""
+
+    kind: str
+    name: str
+    location: str | None = None
+    parent: str | None = None
+    body: Json = field(default_factory=dict)
+    sensitive_body: Json | None = None
+    state: str = "present"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. `body` is the wanted side with its links resolved, `after` the resource it leads to."""
+
+    action: str
+    differences: list[Difference]
+    body: Json
+    after: Json | None
+
+
+class Resource:
+    """A resource of a kind that behaves as its row in the table says."""
+
+    def __init__(self, cloud: Session, wanted: Wanted) -> None:
+        self.cloud = cloud
+        self.wanted = wanted
+        self.kind = KINDS[wanted.kind]
+        self.node = Node.of(self.kind.api, self.kind.schema)
+        self.compare = Comparison(self.node, self.kind.rules, cloud.project)
+        self.title = f"{wanted.kind} {wanted.name}"
+        self.problems: list[str] = []
+        self.body = self._validated(wanted.body, is_sensitive=False)
+        self.sensitive_body = self._validated(wanted.sensitive_body or {}, is_sensitive=True)
+        self._check_place()
+
+    # What it is called
+
+    @property
+    def scope(self) -> dict[str, str]:
+        """Names that make up its URL."""
+        return {
+            "project": self.cloud.project,
+            "name": self.wanted.name,
+            "location": self.wanted.location or "",
+            "parent": self.wanted.parent or "",
+        }
+
+    @property
+    def link(self) -> str:
+        """Partial link by which others refer to it."""
+        if self.kind.full_name:
+            return self.kind.full_name.format(**self.scope)
+        return self.method("get").expand(self.parameters("get")).removeprefix("v1/")
+
+    @property
+    def aliases(self) -> set[str]:
+        """Everything by which others refer to it."""
+        return {self.link, self.kind.email.format(**self.scope)} if self.kind.email else {self.link}
+
+    def references(self, value: Any, node: Node | None = None) -> Iterator[str]:
+        """Yield the normalised text of every field that may refer to another resource."""
+        node = node or self.node
+        if isinstance(value, dict):
+            for key, content in value.items():
+                if not node.child(key).is_output:
+                    yield from self.references(content, node.child(key))
+        elif isinstance(value, list):
+            for element in value:
+                yield from self.references(element, node.items)
+        elif isinstance(value, str):
+            yield normalise_link(value, self.cloud.project)
+
+    @property
+    def parent_links(self) -> set[str]:
+        """Link of what it belongs to, if anything."""
+        return {PARENT_LINKS[self.kind.parent].format(**self.scope)} if self.kind.parent else set()
+
+    def method(self, name: str) -> Method:
+        """Return one of its REST methods."""
+        return method(self.kind.api, self.kind.collection, name)
+
+    def parameters(self, name: str) -> dict[str, str]:
+        """Return the path parameters for one of its REST methods."""
+        scope = self.scope
+        container = f"projects/{self.cloud.project}"
+        is_on_collection = name in {"create", "list"}
+        full_name = (self.kind.full_name or "").format(**scope)
+        known = {
+            "project": scope["project"],
+            "region": scope["location"],
+            "zone": scope["location"],
+            "+name": container if is_on_collection else full_name,
+            "+parent": container if is_on_collection else full_name,
+        }
+        if self.kind.parent:
+            known[self.kind.parent] = scope["parent"]
+        return {key: known.get(key, scope["name"]) for key in self.method(name).path_parameters}
+
+    # What the inventory says
+
+    def _validated(self, body: Json, *, is_sensitive: bool) -> Json:
+        problems: list[str] = []
+        validated: Json = validate(self.node, body, "", problems)
+        for path in _secret_paths(validated):
+            if not is_sensitive:
+                problems.append(f"{path}: is a secret, move it to sensitive_body, which is never logged")
+        if is_sensitive:
+            # A message that quoted the value would give it away.
+            problems = [f"{problem.split(': ')[0]}: not valid in sensitive_body" for problem in problems]
+        self.problems += [f"{self.title}: {problem}" for problem in problems]
+        return validated
+
+    def _check_place(self) -> None:
+        has_get = "get" in methods(self.kind.api, self.kind.collection)
+        needs = self.method("get").path_parameters if has_get else []
+        location = next((name for name in needs if name in {"region", "zone"}), None)
+        for option, value, owner in (
+            ("location", self.wanted.location, location),
+            ("parent", self.wanted.parent, self.kind.parent),
+        ):
+            if owner and not value:
+                self.problems.append(f"{self.title}: {option} is missing, the {owner} it belongs to")
+            if value and not owner:
+                self.problems.append(f"{self.title}: {option} {value!r} has no place in its URL, leave it out")
+        pattern = self.node.child("name").schema.get("pattern")
+        if pattern:
+            problems: list[str] = []
+            validate(self.node.child("name"), self.wanted.name, "name", problems)
+            self.problems += [f"{self.title}: {problem}" for problem in problems]
+        if self.body.get("name", self.wanted.name) != self.wanted.name:
+            self.problems.append(f"{self.title}: body.name says {self.body['name']!r}, leave it out")
+
+    # Reading
+
+    def read(self) -> Json | None:
+        """Return the resource, None when it does not exist; wait while Google is still making it.
+
+        In check mode it does not exist either while its service is not enabled.
+        """
+        deadline = self.cloud.clock() + self.cloud.timeout_seconds
+        for pause in self.cloud.pauses(1.0):
+            actual = self._read_now()
+            state = (actual or {}).get(self.kind.state_field)
+            if state in self.kind.failed_states:
+                raise CloudError(f"{self.title}: is in the state {state} for good: delete it, then run again")
+            if state not in self.kind.passing_states or self.cloud.check_mode:
+                return actual
+            if self.cloud.clock() > deadline:
+                raise CloudError(f"{self.title}: still {state} after {self.cloud.timeout_seconds:.0f} s")
+            self.cloud.sleep(min(pause, 10.0))
+        raise AssertionError("pauses never end")
+
+    def _read_now(self) -> Json | None:
+        try:
+            return self.fetch(f"Reading {self.title}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            if error.service_disabled and self.cloud.check_mode:
+                self.cloud.warnings.append(f"{error.service} is not enabled: what it keeps counts as absent")
+                return None
+            if error.status == 403 and self.kind.api == "sqladmin.v1" and not self._sql_instance_exists():
+                return None
+            raise
+
+    def fetch(self, purpose: str) -> Json | None:
+        """Return the resource; ApiError with status 404 or None when it does not exist."""
+        return self.cloud.call(self.method("get"), self.parameters("get"), purpose)
+
+    def _sql_instance_exists(self) -> bool:
+        """Cloud SQL answers 403 for an instance that does not exist: the list tells."""
+        name = self.wanted.parent or self.wanted.name
+        listing = method("sqladmin.v1", "instances", "list")
+        instances = self.cloud.call(listing, {"project": self.cloud.project}, f"Looking for Cloud SQL instance {name}")
+        return any(instance["name"] == name for instance in instances.get("items", []))
+
+    def list_query(self) -> Json:
+        """Return the query that narrows the list of its kind to the project."""
+        return {"project": self.cloud.project} if "project" in self.method("list").query else {}
+
+    # Planning
+
+    def plan(self, actual: Json | None, lookup: Lookup) -> Plan:
+        """Return what brings `actual` to the wanted state; CloudError when a field cannot be changed in place."""
+        if self.wanted.state == "absent":
+            gone = [] if actual is None else [Difference("state", "present", "absent")]
+            return Plan("delete" if gone else "none", gone, {}, None)
+        body = self._resolved(self.stated_body(actual), lookup, "")
+        if actual is None:
+            after = self.compare.merged({**self.kind.create_defaults, **body}, {})
+            shown = [Difference(key, None, mask(value)) for key, value in after.items()]
+            return Plan("create", shown or [Difference("state", "absent", "present")], body, after)
+        differences = self.compare.differences(body, actual)
+        self._raise_if_immutable(differences)
+        return Plan(
+            "update" if differences else "none",
+            [Difference(name, mask(before), mask(after)) for name, before, after in differences],
+            body,
+            self.compare.merged(self.compare.readable(body), actual),
+        )
+
+    def stated_body(self, actual: Json | None) -> Json:
+        """Return the wanted fields as they are compared and sent."""
+        del actual
+        return self.body
+
+    def _resolved(self, value: Any, lookup: Lookup, path: str) -> Any:
+        """Return the value with links of addresses replaced by the addresses."""
+        if isinstance(value, dict):
+            return {k: self._resolved(v, lookup, f"{path}.{k}" if path else k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._resolved(element, lookup, path) for element in value]
+        if path in self.kind.address_links and isinstance(value, str) and "/" in value:
+            return self._address(normalise_link(value, self.cloud.project), lookup)
+        return value
+
+    def _address(self, link: str, lookup: Lookup) -> str:
+        found = lookup(link)
+        if found and "address" in found:
+            return str(found["address"])
+        if self.cloud.check_mode:
+            return KNOWN_AFTER
+        raise CloudError(f"{self.title}: the address {link} does not exist, create it first")
+
+    def _raise_if_immutable(self, differences: list[Difference]) -> None:
+        fixed = [difference for difference in differences if self._is_immutable(_path(difference.field))]
+        if fixed:
+            fields = "; ".join(f"{one.field} is {_shown(one.before)}, wanted {_shown(one.after)}" for one in fixed)
+            raise CloudError(
+                f"{self.title}: {fields}. Google cannot change this in place and nothing was changed;"
+                " state the present value, or delete the resource yourself before the next run"
+            )
+
+    def _is_immutable(self, path: str) -> bool:
+        if path.split(".")[0] in self.kind.setters:
+            return False
+        parents = {path[:end] for end in [*_dots(path), len(path)]}
+        return self.kind.update is None or bool(parents & self.kind.immutable)
+
+    # Changing
+
+    def ensure(self, actual: Json | None, lookup: Lookup) -> tuple[Plan, Json | None]:
+        """Bring the resource to the wanted state; return what was done and the resource afterwards.
+
+        After a conflict, or a request without an answer, the resource is read and compared again.
+        """
+        first = plan = self.plan(actual, lookup)
+        if first.action == "none" or self.cloud.check_mode:
+            return first, mask(first.after if first.action != "none" else actual)
+        deadline = self.cloud.clock() + self.cloud.timeout_seconds
+        attempt = 0
+        for pause in self.cloud.pauses(1.0):
+            try:
+                self._write(plan, actual)
+                break
+            except (ApiError, AmbiguousError) as error:
+                is_busy = isinstance(error, ApiError) and error.busy
+                is_conflict = isinstance(error, ApiError) and error.conflict and plan.action != "delete"
+                attempt += not is_busy
+                if not (is_busy or is_conflict or isinstance(error, AmbiguousError)):
+                    raise
+                if attempt >= ATTEMPTS or self.cloud.clock() > deadline:
+                    raise
+            self.cloud.sleep(min(pause, 10.0))
+            actual = self.read()
+            plan = self.plan(actual, lookup)
+            if plan.action == "none":
+                break
+        return first, mask(None if self.wanted.state == "absent" else self._read_back(plan))
+
+    def _read_back(self, plan: Plan) -> Json | None:
+        visible_by = self.cloud.clock() + VISIBILITY_SECONDS
+        for pause in self.cloud.pauses():
+            actual = self.read()
+            if actual is not None or self.cloud.clock() > visible_by:
+                break
+            self.cloud.sleep(pause)
+        left = self.compare.differences(plan.body, actual or {})
+        if left:
+            fields = ", ".join(difference.field for difference in left)
+            self.cloud.warnings.append(
+                f"{self.title}: Google did not take over {fields}; the next run will differ again"
+            )
+        return actual
+
+    def _write(self, plan: Plan, actual: Json | None) -> None:
+        if plan.action == "create":
+            self.create(plan.body)
+        elif plan.action == "delete":
+            self.delete(actual or {})
+        else:
+            self.update(plan.body, actual or {})
+
+    def create(self, body: Json) -> None:
+        """Create the resource and wait for it."""
+        content = self.compare.merged({**self.kind.create_defaults, **body}, {})
+        content = self.compare.merged(self.sensitive_body, content)
+        content |= {key: text.format(**self.scope) for key, text in self.kind.body_identity.items()}
+        if self.kind.wrapper and self.kind.wrapper_name:
+            content = {self.kind.wrapper_name: self.wanted.name, self.kind.wrapper: content}
+        query = {key: text.format(**self.scope) for key, text in self.kind.create_query.items()}
+        self.send(self.kind.create, "Creating", content, query)
+
+    def update(self, body: Json, actual: Json) -> None:
+        """Change what differs: fields with a method of their own one by one, the others in one patch."""
+        changes = self.compare.changes(body, actual)
+        merged = self.compare.merged(self.compare.readable(body), actual)
+        rest = {key: value for key, value in changes.items() if key not in self.kind.setters}
+        if rest:
+            self._patch(rest, merged, actual)
+        # Every setter changes the fingerprint of its own field only.
+        for key in sorted(changes.keys() & self.kind.setters.keys()):
+            self._set(key, self.kind.setters[key], merged.get(key), actual)
+
+    def _set(self, key: str, setter: Setter, value: Any, actual: Json) -> None:
+        value = self.compare.without_outputs(value, self.node.child(key))
+        if setter.style == "query":
+            self.send(setter.method, f"Setting {key} of", None, {key: str(bool(value)).lower()})
+        elif setter.style == "wrapped":
+            token = {setter.fingerprint: actual.get(setter.fingerprint)} if setter.fingerprint else {}
+            self.send(setter.method, f"Setting {key} of", {key: value, **token})
+        else:
+            self.send(setter.method, f"Setting {key} of", value or {})
+
+    def _patch(self, changes: Json, merged: Json, actual: Json) -> None:
+        query: Json = {}
+        update = self.kind.update or "patch"
+        for key, described in self.node.fields.items():
+            # Some fields must be there although they do not change, a firewall's name for one.
+            if self.method(update).id in described.get("annotations", {}).get("required", ()):
+                changes = {key: actual.get(key), **changes}
+        if self.kind.has_update_mask:
+            # The mask names whole fields, so they are sent whole.
+            query["updateMask"] = ",".join(changes)
+            changes = self.compare.without_outputs({key: merged[key] for key in changes if key in merged})
+        guard = self._guard(actual)
+        if guard is not None and self.kind.guard_query:
+            query[self.kind.guard_query] = guard
+        elif guard is not None and self.kind.guard:
+            *parents, last = self.kind.guard.split(".")
+            target = changes
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[last] = guard
+        content: Json = changes
+        if self.kind.wrapper:
+            content = {self.kind.wrapper: changes, **query}
+            query = {}
+        self.send(update, "Changing", content, query)
+
+    def _guard(self, actual: Json) -> Any:
+        value: Any = actual
+        for part in self.kind.guard.split(".") if self.kind.guard else ["?"]:
+            value = (value or {}).get(part)
+        return value
+
+    def delete(self, actual: Json) -> None:
+        """Delete the resource and wait until it is gone."""
+        del actual
+        try:
+            self.send("delete", "Deleting")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> None:
+        """Call one of its methods and wait for the operation it began."""
+        purpose = f"{verb} {self.title}"
+        answer = self.cloud.call(self.method(name), self.parameters(name), purpose, body, query)
+        if self.kind.has_operations:
+            operations.wait(self.cloud, self.kind.api, answer, purpose)
+
+
+class Service(Resource):
+    """A Google API: present is enabled."""
+
+    def fetch(self, purpose: str) -> Json | None:
+        """Return the service when it is enabled."""
+        service = super().fetch(purpose)
+        return service if service and service.get("state") == "ENABLED" else None
+
+    def list_query(self) -> Json:
+        """Return the query for those that are enabled."""
+        return {"filter": "state:ENABLED"}
+
+    def create(self, body: Json) -> None:
+        """Enable the service."""
+        del body
+        self.send("enable", "Enabling", {})
+
+    def delete(self, actual: Json) -> None:
+        """Disable the service; Google refuses while others depend on it."""
+        del actual
+        self.send("disable", "Disabling", {})
+
+
+class Connection(Resource):
+    """Private services access: the peering of a network with Google's, which has a list but no get.
+
+    The network goes by the project's number:
+    https://cloud.google.com/service-infrastructure/docs/service-networking/reference/rest/v1/services.connections
+    """
+
+    @property
+    def link(self) -> str:
+        """Name by which the batch knows it; nothing refers to it."""
+        return f"services/{self.wanted.name}/connections/{self.wanted.parent}"
+
+    @property
+    def _network(self) -> str:
+        return f"projects/{self.cloud.project_number()}/global/networks/{self.wanted.parent}"
+
+    def parameters(self, name: str) -> dict[str, str]:
+        """Return the service for its collection, the connection itself for the rest."""
+        service = f"services/{self.wanted.name}"
+        connection = f"{service}/connections/{self.wanted.name.replace('.', '-')}"
+        return {"+parent": service, "+name": connection} if name in {"create", "list"} else {"+name": connection}
+
+    def fetch(self, purpose: str) -> Json | None:
+        """Return the connection of the network, from the list."""
+        answer = self.cloud.call(self.method("list"), self.parameters("list"), purpose, None, self.list_query())
+        service = f"services/{self.wanted.name}"
+        return next((c for c in answer.get("connections", []) if c.get("service", service) == service), None)
+
+    def list_query(self) -> Json:
+        """Return the query for the connections of the network."""
+        return {"network": self._network}
+
+    def stated_body(self, actual: Json | None) -> Json:
+        """Return the body with its network under the project's number, which an empty project does not tell yet."""
+        own = f"projects/{self.cloud.project}/global/networks/{self.wanted.parent}"
+        if normalise_link(self.body.get("network") or own, self.cloud.project) != own:
+            return self.body
+        return {**self.body, "network": own if actual is None and self.cloud.check_mode else self._network}
+
+    def delete(self, actual: Json) -> None:
+        """End the peering."""
+        self.send("deleteConnection", "Deleting", {"consumerNetwork": actual["network"]})
+
+
+SPECIAL = {"serviceusage.services": Service, "servicenetworking.connections": Connection}
+
+
+def resource_of(cloud: Session, wanted: Wanted) -> Resource:
+    """Return the resource with the behaviour of its kind."""
+    return SPECIAL.get(wanted.kind, Resource)(cloud, wanted)
+
+
+def find(
+    cloud: Session, kind: str, name: str | None = None, location: str | None = None, parent: str | None = None
+) -> list[Json]:
+    """Return the resource of that name in a list, or all of the kind; secrets are masked."""
+    # Of the connections, those of any service.
+    placeholder = "-" if kind == "servicenetworking.connections" else "any"
+    resource = resource_of(cloud, Wanted(kind, name or placeholder, location, parent))
+    if resource.problems:
+        raise CloudError("\n".join(resource.problems))
+    if name:
+        found = resource.read()
+        return [mask(found)] if found else []
+    return [mask(one) for one in _all(resource)]
+
+
+def _all(resource: Resource) -> Iterator[Json]:
+    listing = resource.method("list")
+    answer_node = Node.of(resource.kind.api, str(listing.response))
+    members = next(
+        key for key in answer_node.fields if answer_node.child(key).items.schema.get("id") == resource.kind.schema
+    )
+    query = resource.list_query()
+    while True:
+        parameters = resource.parameters("list")
+        answer = resource.cloud.call(listing, parameters, f"Listing {resource.wanted.kind}", None, query)
+        yield from answer.get(members, [])
+        if not answer.get("nextPageToken"):
+            return
+        query["pageToken"] = answer["nextPageToken"]
+
+
+def _secret_paths(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, content in value.items():
+            where = f"{path}.{key}" if path else key
+            if SECRET_FIELD.search(key) and content is not None and not isinstance(content, dict):
+                yield where
+            yield from _secret_paths(content, where)
+    elif isinstance(value, list):
+        for element in value:
+            yield from _secret_paths(element, path)
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(mask(value))
+
+
+def _path(name: str) -> str:
+    """Return the path of a named field, without the elements it went through."""
+    path, depth = "", 0
+    for character in name:
+        depth += character == "["
+        path += character if depth == 0 else ""
+        depth -= character == "]"
+    return path
+
+
+def _dots(path: str) -> list[int]:
+    return [index for index, character in enumerate(path) if character == "."]

@@ -1,0 +1,236 @@
+"""One authorised HTTP session with Google Cloud: timeouts, retries, and Google's own words in every error."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, method
+
+try:
+    import google.auth
+    import google.auth.exceptions
+    import google.auth.transport.requests
+    import google.oauth2.credentials
+    import requests
+
+    MISSING_LIBRARY = None if importlib.util.find_spec("googleapiclient") else "google-api-python-client"
+except ImportError as error:
+    MISSING_LIBRARY = error.name
+
+JITTER = random.SystemRandom()
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+CONNECT_AND_READ_SECONDS = (10, 180)
+ATTEMPTS = 7
+LONGEST_PAUSE_SECONDS = 30.0
+# A newly enabled service is turned away for up to this long.
+SERVICE_PROPAGATION_SECONDS = 180.0
+THREADS = 8
+PASSING_STATUSES = frozenset({500, 502, 503, 504})
+SIGN_IN = "run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file"
+
+
+class CloudError(Exception):
+    """A failure with a message for the operator."""
+
+
+class ApiError(CloudError):
+    """Google's refusal of one request."""
+
+    def __init__(self, purpose: str, status: int, reason: str, message: str, service: str = "") -> None:
+        super().__init__(f"{purpose}: {message} (HTTP {status}{' ' + reason if reason else ''})")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.service = service
+
+    @property
+    def service_disabled(self) -> bool:
+        """Whether the API is not enabled in the project, or not yet."""
+        return self.status == 403 and self.reason in {"SERVICE_DISABLED", "accessNotConfigured"}
+
+    @property
+    def conflict(self) -> bool:
+        """Whether somebody else was faster: the resource has to be read again."""
+        return self.status in {409, 412} or self.reason == "resourceNotReady"
+
+    @property
+    def busy(self) -> bool:
+        """Whether another operation on the resource has to end first."""
+        return self.reason in {"operationInProgress", "resourceNotReady"}
+
+
+class AmbiguousError(CloudError):
+    """Nobody knows whether the request was carried out: the resource has to be read again."""
+
+
+class Transport(Protocol):
+    """The part of requests.Session that is used."""
+
+    def request(self, method: str, url: str, **arguments: Any) -> Any:
+        """Send a request and return the response."""
+
+
+class GoogleTransport:
+    """requests with application default credentials, usable from several threads."""
+
+    def __init__(self, project: str) -> None:
+        try:
+            credentials, _ = google.auth.default(scopes=[SCOPE])
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise CloudError(f"No usable Google credentials ({error}): {SIGN_IN}") from error
+        if isinstance(credentials, google.oauth2.credentials.Credentials) and not credentials.quota_project_id:
+            # Else a person's calls count for gcloud's own project, where the APIs are not enabled.
+            credentials = credentials.with_quota_project(project)
+        self._credentials = credentials
+        self._session = google.auth.transport.requests.AuthorizedSession(self._credentials)
+        self._session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=THREADS))
+        self._refresh = google.auth.transport.requests.Request()
+        self._lock = threading.Lock()
+
+    def request(self, method: str, url: str, **arguments: Any) -> Any:
+        """Send a request with a valid token."""
+        with self._lock:
+            if not self._credentials.valid:
+                self._renew()
+        return self._session.request(method, url, **arguments)
+
+    def _renew(self) -> None:
+        """Get a new token; what went wrong on the way is raised as for any other request."""
+        try:
+            self._credentials.refresh(self._refresh)
+        except google.auth.exceptions.TransportError as error:
+            raise error.__cause__ or error from error
+
+
+class Session:
+    """Calls to Google Cloud on behalf of one module run.
+
+    `timeout_seconds` is how long one operation may take. `warnings` collects what the operator should know.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        check_mode: bool = False,
+        timeout_seconds: float = 1800,
+        transport: Transport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.project = project
+        self.check_mode = check_mode
+        self.timeout_seconds = timeout_seconds
+        self.warnings: list[str] = []
+        self.sleep = sleep
+        self.clock = clock
+        self._transport = transport or GoogleTransport(project)
+        self._project_number: str | None = None
+
+    def call(
+        self,
+        called: Method,
+        parameters: Mapping[str, str],
+        purpose: str,
+        body: Any = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """Call a method and return its answer, {} for an empty one.
+
+        `purpose` opens every error message. Raises ApiError for Google's refusals and AmbiguousError when a request
+        that must not be repeated got no answer.
+        """
+        arguments = dict(query or {})
+        if "requestId" in called.query:
+            arguments["requestId"] = str(uuid.uuid4())
+        enabled_by = self.clock() + SERVICE_PROPAGATION_SECONDS
+        for pause in self.pauses():
+            try:
+                return self._attempt(called, called.url(parameters), purpose, body, arguments)
+            except ApiError as error:
+                if not error.service_disabled or self.check_mode:
+                    raise
+                self._raise_unless_enabled(error)
+                if self.clock() > enabled_by:
+                    raise
+            self.sleep(pause)
+        raise AssertionError("pauses never end")
+
+    def pauses(self, first: float = 0.5) -> Any:
+        """Yield growing pauses in seconds, with jitter, without end."""
+        pause = first
+        while True:
+            yield pause * JITTER.uniform(0.5, 1.0)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    def _attempt(self, called: Method, url: str, purpose: str, body: Any, query: Mapping[str, Any]) -> Json:
+        """Send until there is an answer that is not a passing failure."""
+        problem: CloudError = CloudError(purpose)
+        for attempt, pause in zip(range(ATTEMPTS), self.pauses(), strict=False):
+            if attempt:
+                self.sleep(pause)
+            try:
+                response = self._transport.request(
+                    called.verb, url, params=query, json=body, timeout=CONNECT_AND_READ_SECONDS
+                )
+            except google.auth.exceptions.RefreshError as error:
+                raise CloudError(f"{purpose}: Google refused the credentials ({error.args[0]}): {SIGN_IN}") from error
+            except requests.exceptions.SSLError as error:
+                fix = "let REQUESTS_CA_BUNDLE name the certificates of the authority in between"
+                raise CloudError(f"{purpose}: TLS failed ({error}): {fix}") from error
+            except (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError) as error:
+                problem = CloudError(f"{purpose}: {urlsplit(url).hostname} could not be reached ({error})")
+                continue
+            except (requests.exceptions.RequestException, google.auth.exceptions.TransportError) as error:
+                problem = AmbiguousError(f"{purpose}: no answer from {urlsplit(url).hostname} ({error})")
+                if called.repeatable:
+                    continue
+                raise problem from error
+            if response.status_code < 300:
+                return dict(response.json()) if response.content else {}
+            refusal = _refusal(response, purpose)
+            if response.status_code in PASSING_STATUSES and not called.repeatable:
+                raise AmbiguousError(str(refusal))
+            if response.status_code != 429 and response.status_code not in PASSING_STATUSES:
+                raise refusal
+            problem = refusal
+        raise problem
+
+    def _raise_unless_enabled(self, error: ApiError) -> None:
+        """Raise the error with its fix, unless the service is enabled and Google has just not spread the word."""
+        name = f"projects/{self.project}/services/{error.service}"
+        get = method("serviceusage.v1", "services", "get")
+        service = self._attempt(get, get.url({"+name": name}), f"Reading whether {error.service} is enabled", None, {})
+        if service.get("state") != "ENABLED":
+            fix = f"enable it with serviceusage.services in gcp_resource or `gcloud services enable {error.service}`"
+            raise CloudError(f"{error}: {fix}") from error
+
+    def project_number(self) -> str:
+        """Return the number of the project, which some APIs want in place of its ID."""
+        if self._project_number is None:
+            get = method("cloudresourcemanager.v1", "projects", "get")
+            project = self.call(get, {"projectId": self.project}, f"Reading the number of project {self.project}")
+            self._project_number = str(project["projectNumber"])
+        return self._project_number
+
+
+def _refusal(response: Any, purpose: str) -> ApiError:
+    """Return Google's error, in the form of https://google.aip.dev/193 or the older one of Compute Engine."""
+    host = urlsplit(str(response.url)).hostname or ""
+    try:
+        error = response.json()["error"]
+        message = error["message"]
+    except (ValueError, KeyError, TypeError):
+        return ApiError(purpose, response.status_code, "", response.text[:500].strip() or "no explanation", host)
+    infos = [info for info in error.get("details", []) if str(info.get("@type", "")).endswith("ErrorInfo")]
+    reasons = [info.get("reason", "") for info in infos] + [e.get("reason", "") for e in error.get("errors", [])]
+    service = next((info["metadata"]["service"] for info in infos if info.get("metadata", {}).get("service")), host)
+    reason = next((reason for reason in reasons if reason), error.get("status", ""))
+    return ApiError(purpose, response.status_code, reason, message, service)

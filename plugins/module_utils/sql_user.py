@@ -1,0 +1,160 @@
+"""Users of a Cloud SQL for PostgreSQL instance.
+
+https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1/users
+"""
+
+from __future__ import annotations
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import read_latest
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    AmbiguousError,
+    ApiError,
+    CloudError,
+    Session,
+)
+
+TYPES = ("BUILT_IN", "CLOUD_IAM_SERVICE_ACCOUNT", "CLOUD_IAM_USER")
+ATTEMPTS = 5
+
+Plan = tuple[str, list[Difference]]
+
+
+def database_name(name: str, kind: str) -> str:
+    """Return the name as PostgreSQL knows the user.
+
+    https://cloud.google.com/sql/docs/postgres/add-manage-iam-users#creating-a-database-user
+    """
+    if kind == "BUILT_IN":
+        return name
+    return name.lower().removesuffix(".gserviceaccount.com") if kind == "CLOUD_IAM_SERVICE_ACCOUNT" else name.lower()
+
+
+def plan_user(wanted: Json, actual: Json | None) -> Plan:
+    """Return the action and the differences for one user; CloudError when it cannot be done."""
+    name = wanted["name"]
+    if wanted["state"] == "absent":
+        return ("delete", [Difference("state", "present", "absent")]) if actual else ("none", [])
+    roles = wanted.get("database_roles")
+    has_password = bool(wanted.get("password") or wanted.get("password_secret"))
+    if actual is None:
+        if wanted["type"] == "BUILT_IN" and not has_password:
+            raise CloudError(f"Cloud SQL user {name}: a new built-in user needs password or password_secret")
+        return "create", [Difference("type", None, wanted["type"])] + (
+            [Difference("databaseRoles", None, sorted(roles))] if roles else []
+        )
+    if actual.get("type", "BUILT_IN") != wanted["type"]:
+        raise CloudError(
+            f"Cloud SQL user {name}: is {actual.get('type', 'BUILT_IN')}, wanted {wanted['type']}."
+            " Google cannot change the type; delete the user yourself before the next run"
+        )
+    found = []
+    if roles is not None and set(roles) != set(actual.get("databaseRoles", [])):
+        found.append(Difference("databaseRoles", sorted(actual.get("databaseRoles", [])), sorted(roles)))
+    if wanted.get("update_password") == "always" and has_password:
+        found.append(Difference("password", None, "set again"))
+    return ("update" if found else "none"), found
+
+
+class Users:
+    """The users of one instance."""
+
+    def __init__(self, cloud: Session, instance: str) -> None:
+        self.cloud = cloud
+        self.instance = instance
+        self.parameters = {"project": cloud.project, "instance": instance}
+
+    def read(self) -> dict[str, Json]:
+        """Return the users by name; in check mode none while the instance does not exist."""
+        listing = method("sqladmin.v1", "users", "list")
+        try:
+            answer = self.cloud.call(
+                listing, self.parameters, f"Listing the users of Cloud SQL instance {self.instance}"
+            )
+        except ApiError as error:
+            resource = resource_of(self.cloud, Wanted("sqladmin.instances", self.instance))
+            if not self.cloud.check_mode or resource.read() is not None:
+                raise
+            self.cloud.warnings.append(f"Cloud SQL instance {self.instance} has no users yet: {error.message}")
+            return {}
+        return {user["name"]: user for user in answer.get("items", [])}
+
+    def ensure(self, wanted: Json, users: dict[str, Json]) -> Plan:
+        """Bring one user to the wanted state and return what was done."""
+        first = plan = plan_user(wanted, users.get(wanted["name"]))
+        deadline = self.cloud.clock() + self.cloud.timeout_seconds
+        attempt = 0
+        for pause in self.cloud.pauses(1.0):
+            if self.cloud.check_mode or plan[0] == "none":
+                break
+            try:
+                self._write(plan, wanted)
+                break
+            except (ApiError, AmbiguousError) as error:
+                is_busy = isinstance(error, ApiError) and error.busy
+                attempt += not is_busy
+                if isinstance(error, ApiError) and not error.conflict:
+                    raise
+                if attempt >= ATTEMPTS or self.cloud.clock() > deadline:
+                    raise
+            self.cloud.sleep(pause)
+            plan = plan_user(wanted, self.read().get(wanted["name"]))
+        return first
+
+    def _write(self, plan: Plan, wanted: Json) -> None:
+        action, differences = plan
+        name = wanted["name"]
+        verb, purpose = {
+            "create": ("insert", "Creating"),
+            "update": ("update", "Changing"),
+            "delete": ("delete", "Deleting"),
+        }[action]
+        query: Json = {} if action == "create" else {"name": name}
+        body: Json | None = None if action == "delete" else {"name": name}
+        fields = {difference.field for difference in differences}
+        if body is not None and wanted["type"] == "BUILT_IN" and (action == "create" or "password" in fields):
+            body["password"] = wanted.get("password") or read_latest(self.cloud, wanted["password_secret"])
+        if body is not None and action == "create":
+            body["type"] = wanted["type"]
+            if wanted.get("database_roles"):
+                body["databaseRoles"] = wanted["database_roles"]
+        elif "databaseRoles" in fields:
+            # In an update roles go by the query, the body's are ignored.
+            query |= {"databaseRoles": wanted["database_roles"], "revokeExistingRoles": "true"}
+        purpose = f"{purpose} user {name} of Cloud SQL instance {self.instance}"
+        answer = self.cloud.call(method("sqladmin.v1", "users", verb), self.parameters, purpose, body, query)
+        operations.wait(self.cloud, "sqladmin.v1", answer, purpose)
+
+
+def ensure_users(cloud: Session, instance: str, wanted: list[Json]) -> Json:
+    """Bring all users to the wanted state and return the module's result.
+
+    `wanted` has the suboptions of gcp_sql_user. An instance does one operation at a time, so the users go one by one.
+    """
+    named = [{**user, "name": database_name(user["name"], user["type"])} for user in wanted]
+    problems = [
+        f"Cloud SQL user {user['name']}: an IAM user has no password, leave it out"
+        for user in named
+        if user["type"] != "BUILT_IN" and (user.get("password") or user.get("password_secret"))
+    ]
+    if problems:
+        raise CloudError("\n".join(problems))
+    users = Users(cloud, instance)
+    present = users.read()
+    members: list[Json] = []
+    failures: list[str] = []
+    for user in named:
+        try:
+            action, found = users.ensure(user, present)
+        except CloudError as error:
+            failures.append(str(error))
+            continue
+        differences = [difference._asdict() for difference in found]
+        members.append(
+            {"name": user["name"], "changed": action != "none", "action": action, "differences": differences}
+        )
+    return batch_result("users", members, failures, lambda member: f"Cloud SQL user {member['name']}")

@@ -1,0 +1,233 @@
+#!/usr/bin/python
+"""Ansible module gcp_resource."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gcp_resource
+short_description: Bring Google Cloud resources to a stated shape
+version_added: 0.1.0
+description:
+  - Creates, changes or deletes any resource of the supported kinds, one or a batch in a single task.
+  - Field names, types and enum values are those of Google's REST API and are checked against Google's discovery
+    documents before anything is sent; in a batch, all members are checked first.
+  - Mappings are compared as subsets, fields left out are left alone; lists are compared whole.
+    A V(null) stands for an unset field.
+  - A field that Google cannot change in place fails and is named. Nothing is ever deleted and created again.
+  - Members of a batch that refer to each other by link, parent or service account are ordered; the others go side by
+    side. When one fails, those that do not depend on it are finished, then the module fails with every message.
+author:
+  - The mlops.mlflow_gcp maintainers (@mlops)
+extends_documentation_fragment:
+  - mlops.mlflow_gcp.google_cloud
+options:
+  resources:
+    description: Batch of resources. Mutually exclusive with O(kind).
+    type: list
+    elements: dict
+    suboptions: &resource
+      kind:
+        description: API and collection, as in Google's REST reference.
+        type: str
+        required: true
+        choices: &kinds
+          - compute.addresses
+          - compute.firewalls
+          - compute.globalAddresses
+          - compute.instances
+          - compute.networks
+          - compute.routers
+          - compute.subnetworks
+          - iam.serviceAccounts
+          - secretmanager.secrets
+          - servicenetworking.connections
+          - serviceusage.services
+          - sqladmin.databases
+          - sqladmin.instances
+          - storage.buckets
+      name:
+        description:
+          - Name of the resource, without a path.
+          - For V(iam.serviceAccounts) the account ID, for V(serviceusage.services) and
+            V(servicenetworking.connections) the host name of the service.
+        type: str
+        required: true
+      location:
+        description: Region or zone, for the kinds that have one in their URL.
+        type: str
+      parent:
+        description: Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections).
+        type: str
+      body:
+        description:
+          - Wanted fields, spelled as in Google's REST reference.
+          - Links may be partial, C(projects/<project>/global/networks/<name>).
+          - C(natIP) of a V(compute.instances) may be the link of an address.
+        type: dict
+        default: {}
+      sensitive_body:
+        description:
+          - Secret fields, C(rootPassword) for instance. Sent when the resource is created, never compared, logged
+            or returned.
+        type: dict
+      state:
+        description: Whether the resource exists. For V(serviceusage.services), whether the service is enabled.
+        type: str
+        choices: [present, absent]
+        default: present
+  kind:
+    description: See O(resources[].kind).
+    type: str
+    choices: *kinds
+  name:
+    description: See O(resources[].name).
+    type: str
+  location:
+    description: See O(resources[].location).
+    type: str
+  parent:
+    description: See O(resources[].parent).
+    type: str
+  body:
+    description: See O(resources[].body).
+    type: dict
+    default: {}
+  sensitive_body:
+    description: See O(resources[].sensitive_body).
+    type: dict
+  state:
+    description: See O(resources[].state).
+    type: str
+    choices: [present, absent]
+    default: present
+  timeout_seconds:
+    description: How long to wait for each of Google's operations. A new Cloud SQL instance takes ten minutes and more.
+    type: int
+    default: 1800
+seealso:
+  - module: mlops.mlflow_gcp.gcp_resource_info
+  - module: mlops.mlflow_gcp.gcp_iam
+"""
+
+EXAMPLES = r"""
+- name: A network, its subnetwork and the rule that lets HTTPS in
+  mlops.mlflow_gcp.gcp_resource:
+    project: my-project
+    resources:
+      - kind: compute.networks
+        name: mlflow
+        body:
+          autoCreateSubnetworks: false
+          routingConfig: {routingMode: REGIONAL}
+      - kind: compute.subnetworks
+        name: mlflow-europe-west1
+        location: europe-west1
+        body:
+          network: projects/my-project/global/networks/mlflow
+          ipCidrRange: 10.10.0.0/24
+          privateIpGoogleAccess: true
+      - kind: compute.firewalls
+        name: mlflow-https
+        body:
+          network: projects/my-project/global/networks/mlflow
+          sourceRanges: [203.0.113.0/24]
+          allowed: [{IPProtocol: tcp, ports: ["443"]}]
+
+- name: A bucket that keeps old versions
+  mlops.mlflow_gcp.gcp_resource:
+    project: my-project
+    kind: storage.buckets
+    name: my-project-mlflow-artifacts
+    body:
+      location: europe-west1
+      versioning: {enabled: true}
+      iamConfiguration:
+        uniformBucketLevelAccess: {enabled: true}
+        publicAccessPrevention: enforced
+
+- name: A database of a Cloud SQL instance
+  mlops.mlflow_gcp.gcp_resource:
+    project: my-project
+    kind: sqladmin.databases
+    parent: mlflow
+    name: mlflow_auth
+"""
+
+RETURN = r"""
+resources:
+  description: Each member, in the order given.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    kind:
+      description: As given.
+      type: str
+    name:
+      description: As given.
+      type: str
+    changed:
+      description: Whether the resource was changed, or in check mode would be.
+      type: bool
+    action:
+      description: What was done, or in check mode would be.
+      type: str
+      choices: [none, create, update, delete]
+    differences:
+      description: Fields that differed, with the value before and after.
+      type: list
+      elements: dict
+      sample: [{field: routingConfig.routingMode, before: GLOBAL, after: REGIONAL}]
+    resource:
+      description:
+        - The resource as Google returns it now, or in check mode as it would be; V(null) when absent.
+        - Secrets are masked.
+      type: dict
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import ensure_all
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted
+
+MEMBER: dict[str, dict[str, Any]] = {
+    "kind": {"type": "str", "required": True, "choices": sorted(KINDS)},
+    "name": {"type": "str", "required": True},
+    "location": {"type": "str"},
+    "parent": {"type": "str"},
+    "body": {"type": "dict", "default": {}},
+    "sensitive_body": {"type": "dict", "no_log": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    single = {
+        option: {key: value for key, value in spec.items() if key != "required"} for option, spec in MEMBER.items()
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "project": {"type": "str", "required": True},
+            "resources": {"type": "list", "elements": "dict", "options": MEMBER},
+            "timeout_seconds": {"type": "int", "default": 1800},
+            **single,
+        },
+        mutually_exclusive=[
+            ("resources", option) for option in ("kind", "name", "location", "parent", "sensitive_body")
+        ],
+        required_one_of=[("resources", "kind")],
+        required_together=[("kind", "name")],
+        supports_check_mode=True,
+    )
+    members = module.params["resources"]
+    if members is None:
+        members = [{option: module.params[option] for option in MEMBER}]
+    run(module, lambda cloud: ensure_all(cloud, [Wanted(**member) for member in members]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+#!/usr/bin/python
+"""Ansible module gcp_secret."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gcp_secret
+short_description: Keep secrets in Google Secret Manager
+version_added: 0.1.0
+description:
+  - Creates secrets with automatic replication and gives each a first version, generated or given.
+  - A generated value is made once; later runs leave it alone and never read it.
+  - A given value adds a version only when it differs from the latest one.
+  - A secret without a version, left behind by an interrupted run, gets its first one.
+  - No value is ever returned, shown in a diff or logged.
+author:
+  - The mlops.mlflow_gcp maintainers (@mlops)
+extends_documentation_fragment:
+  - mlops.mlflow_gcp.google_cloud
+options:
+  secrets:
+    description: The secrets.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: ID of the secret.
+        type: str
+        required: true
+      labels:
+        description: Labels; others that the secret has are left alone.
+        type: dict
+        default: {}
+      generate:
+        description: Make a random value when there is none. Mutually exclusive with O(secrets[].value).
+        type: dict
+        suboptions:
+          length:
+            description: Number of characters, at least 16.
+            type: int
+            default: 32
+          alphabet:
+            description: Characters to choose from, at least 16 different ones.
+            type: str
+            default: ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789
+      value:
+        description: The value itself.
+        type: str
+"""
+
+EXAMPLES = r"""
+- name: Make the administrator's password, once
+  mlops.mlflow_gcp.gcp_secret:
+    project: my-project
+    secrets:
+      - name: mlflow-admin-password
+        labels: {mlflow-deployment: mlflow}
+        generate: {length: 24}
+"""
+
+RETURN = r"""
+secrets:
+  description: Each secret, in the order given.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: As given.
+      type: str
+    changed:
+      description: Whether the secret was changed, or in check mode would be.
+      type: bool
+    differences:
+      description: What differed, with its state before and after, never a value.
+      type: list
+      elements: dict
+      sample: [{field: version, before: null, after: generated}]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import ALPHABET, ensure_secrets
+
+SECRET = {
+    "name": {"type": "str", "required": True},
+    "labels": {"type": "dict", "default": {}},
+    "generate": {
+        "type": "dict",
+        "options": {"length": {"type": "int", "default": 32}, "alphabet": {"type": "str", "default": ALPHABET}},
+    },
+    "value": {"type": "str", "no_log": True},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "project": {"type": "str", "required": True},
+            "secrets": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                # The list is names and labels; the value in it is masked on its own.
+                "no_log": False,
+                "options": SECRET,
+                "mutually_exclusive": [("generate", "value")],
+                "required_one_of": [("generate", "value")],
+            },
+        },
+        supports_check_mode=True,
+    )
+    run(module, lambda cloud: ensure_secrets(cloud, module.params["secrets"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+#!/usr/bin/python
+"""Use an MLflow server as a person would, and delete what that made."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mlflow_smoke_test
+short_description: Use an MLflow server as a person would, and delete what that made
+version_added: 0.1.0
+description:
+  - Makes a user, and with the real MLflow client and that user's login logs a run with parameters, metrics and an
+    artifact, registers a model version, and reads all of it back.
+  - Deletes the run, its artifacts, the model, the experiment and the user again, so it reports no change.
+    MLflow keeps the rows of a deleted run and experiment until C(mlflow gc).
+  - Honours E(HTTPS_PROXY), E(NO_PROXY) and E(REQUESTS_CA_BUNDLE).
+  - Reads the administrator's password from Secret Manager with the application default credentials. The password is
+    neither a parameter nor a result.
+author: MLOps (@mlops)
+options:
+  url:
+    description: Address of the server, such as V(https://mlflow.example.com).
+    type: str
+    required: true
+  project:
+    description: Google Cloud project of the secret.
+    type: str
+    required: true
+  admin_password_secret:
+    description: Id of the secret that holds the administrator's password.
+    type: str
+    required: true
+  admin_username:
+    description: Name of the administrator.
+    type: str
+    default: admin
+  server:
+    description: Name of the server, for messages only.
+    type: str
+    default: the server
+attributes:
+  check_mode:
+    description: Does nothing in check mode.
+    support: full
+  diff_mode:
+    description: Leaves nothing behind, so there is nothing to show.
+    support: none
+requirements:
+  - google-auth
+  - mlflow
+  - requests
+"""
+
+EXAMPLES = r"""
+- name: Use MLflow as a person would
+  mlops.mlflow_gcp.mlflow_smoke_test:
+    url: https://mlflow.example.com
+    project: my-project
+    admin_password_secret: mlflow-admin-password
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+used:
+  description: Names of what was made, read back and deleted.
+  returned: success, outside check mode
+  type: dict
+  sample:
+    experiment: verify-1a2b3c4d
+    run_id: 6d7b1d2d2f1c4d9c8f5a1f0c3f0e9b1a
+    artifact_uri: mlflow-artifacts:/7/6d7b1d2d2f1c4d9c8f5a1f0c3f0e9b1a/artifacts
+    model: verify-1a2b3c4d/1
+component:
+  description: The role that answers for a failure.
+  returned: failure
+  type: str
+  sample: cloud_sql_proxy
+next_command:
+  description: The command to run on the server after a failure.
+  returned: failure
+  type: str
+  sample: journalctl -u cloud-sql-proxy -n 50
+"""
+
+import base64
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+try:
+    import google.auth
+    import google.auth.exceptions
+    import google.auth.transport.requests
+    import requests
+    from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import mlflow_smoke_test
+
+    MISSING = None
+except ImportError as error:
+    MISSING = str(error)
+
+TIMEOUT_SECONDS = 30
+
+
+def read_secret(project: str, secret: str) -> str:
+    """Return the latest version of a secret of Secret Manager; raises google-auth's and requests' errors."""
+    credentials, _project = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    session = google.auth.transport.requests.AuthorizedSession(credentials)
+    url = f"https://secretmanager.googleapis.com/v1/projects/{project}/secrets/{secret}/versions/latest:access"
+    response = session.get(url, timeout=TIMEOUT_SECONDS)
+    response.raise_for_status()
+    return base64.b64decode(response.json()["payload"]["data"]).decode()
+
+
+def main() -> None:
+    """Read the password, run the test, and say who answers for a failure."""
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "project": {"type": "str", "required": True},
+            # The name of the secret is no secret.
+            "admin_password_secret": {"type": "str", "required": True, "no_log": False},
+            "admin_username": {"type": "str", "default": "admin"},
+            "server": {"type": "str", "default": "the server"},
+        },
+        supports_check_mode=True,
+    )
+    if MISSING:
+        module.fail_json(msg=missing_required_lib("mlflow"), exception=MISSING)
+    if module.check_mode:
+        module.exit_json(changed=False)
+
+    options = module.params
+    secret = options["admin_password_secret"]
+    try:
+        password = read_secret(options["project"], secret)
+    except (google.auth.exceptions.GoogleAuthError, requests.RequestException) as error:
+        command = f"gcloud secrets versions list {secret} --project {options['project']}"
+        module.fail_json(
+            msg=f"Secret Manager: the password of {options['admin_username']} cannot be read: {error}. Next: {command}",
+            component="Secret Manager",
+            next_command=command,
+        )
+    try:
+        used = mlflow_smoke_test.run(options["url"], options["admin_username"], password)
+    except mlflow_smoke_test.SmokeTestError as error:
+        module.fail_json(
+            msg=f"{error.component}: {error}. Next, on {options['server']}: {error.next_command}",
+            component=error.component,
+            next_command=error.next_command,
+        )
+    module.exit_json(changed=False, used=used)
+
+
+if __name__ == "__main__":
+    main()

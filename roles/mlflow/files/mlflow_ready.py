@@ -1,0 +1,101 @@
+#!/usr/bin/python3 -I
+"""Says whether MLflow serves: an authenticated API call over its Unix socket that reads the tracking database.
+
+Run as root: by systemd after a start, with `--publish` to switch the live socket to the release once it is ready, and
+by hand at any time. Exit status 0: ready; 1: not ready, with the reason on standard error. `/health` is a constant and
+is not used. Only the standard library, so that a check costs a fraction of a second.
+"""
+
+import argparse
+import base64
+import configparser
+import http.client
+import os
+import pathlib
+import socket
+import sys
+import time
+
+CONFIG = pathlib.Path("/etc/mlflow/basic_auth.ini")
+PASSWORD = pathlib.Path("/etc/credstore/mlflow.admin-password")
+CURRENT = pathlib.Path("/opt/mlflow/current")
+RUNTIME = pathlib.Path("/run/mlflow")
+LIVE = RUNTIME / "live.sock"
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+CALL_TIMEOUT_SECONDS = 30
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__("localhost", timeout=CALL_TIMEOUT_SECONDS)
+        self.path = path
+
+    def connect(self) -> None:
+        """Opens the socket; raises `OSError` when nobody listens."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def problem(path: pathlib.Path, authorization: str) -> str | None:
+    """Why the server behind the socket is not ready; None when it is."""
+    connection = UnixConnection(path)
+    try:
+        connection.request("GET", SEARCH, headers={"Authorization": authorization})
+        response = connection.getresponse()
+        body = response.read(500).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return f"{path} does not answer ({error}): systemctl status mlflow"
+    finally:
+        connection.close()
+    if response.status == http.client.OK:
+        return None
+    if response.status == http.client.UNAUTHORIZED:
+        return "the administrator's password is not the credential's: systemctl restart mlflow applies it"
+    return f"the API answered {response.status}, is the database there? journalctl -u mlflow\n{body}"
+
+
+def authorization_header() -> str:
+    """Value of the Authorization header for the administrator."""
+    config = configparser.ConfigParser()
+    config.read_string(CONFIG.read_text())
+    password = PASSWORD.read_text().rstrip("\n")
+    return "Basic " + base64.b64encode(f"{config['mlflow']['admin_username']}:{password}".encode()).decode()
+
+
+def main_process_runs() -> bool:
+    """False when systemd started this check for a main process that is gone."""
+    try:
+        os.kill(int(os.environ.get("MAINPID") or os.getpid()), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def main() -> None:
+    """Checks once, or until ready or out of time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="how long to wait for readiness")
+    parser.add_argument("--publish", action="store_true", help="check the current release and make it the live one")
+    options = parser.parse_args()
+    path = RUNTIME / f"{CURRENT.resolve().name}.sock" if options.publish else LIVE
+    authorization = authorization_header()
+    deadline = time.monotonic() + options.wait
+    while reason := problem(path, authorization):
+        if not main_process_runs():
+            sys.exit("mlflow stopped before it was ready")
+        if time.monotonic() >= deadline:
+            sys.exit(f"mlflow is not ready: {reason}")
+        time.sleep(0.5)
+    if options.publish:
+        staged = RUNTIME / "live.sock.new"
+        staged.unlink(missing_ok=True)
+        staged.symlink_to(path.name)
+        staged.replace(LIVE)
+    print("mlflow is ready")
+
+
+if __name__ == "__main__":
+    main()

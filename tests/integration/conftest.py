@@ -1,0 +1,207 @@
+"""The playbooks against the emulated cloud: started when it is not up, converged once for all tests."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import google.auth.transport.requests
+import google.oauth2.service_account
+import pytest
+import requests
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+OPERATOR = "operator@demo-project.iam.gserviceaccount.com"
+LOCAL = ROOT / "inventories" / "local"
+RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+# These are POST, and yet write nothing.
+READING = ("getIamPolicy", "testIamPermissions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """What a client of the deployment needs; `environment` is for its processes, `server` is a container."""
+
+    url: str
+    ca_bundle: pathlib.Path
+    admin_password: str
+    environment: dict[str, str]
+    server: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished playbook run: exit code, everything it printed, and (changed, unreachable, failed) by host."""
+
+    code: int
+    output: str
+
+    @property
+    def hosts(self) -> dict[str, tuple[int, int, int]]:
+        return {host: (int(c), int(u), int(f)) for host, c, u, f in RECAP.findall(self.output)}
+
+    @property
+    def changed(self) -> int:
+        return sum(changed for changed, _unreachable, _failed in self.hosts.values())
+
+
+class Cloud:
+    """The operator's own calls, past Ansible."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.http = requests.Session()
+        self.http.trust_env = False
+        self.http.proxies = {"https": environment["HTTPS_PROXY"]}
+        self.http.verify = environment["REQUESTS_CA_BUNDLE"]
+        credentials = google.oauth2.service_account.Credentials.from_service_account_file(
+            environment["GOOGLE_APPLICATION_CREDENTIALS"], scopes=["https://www.googleapis.com/auth/cloud-platform"]
+        )
+        credentials.refresh(google.auth.transport.requests.Request(self.http))
+        self.token = credentials.token
+
+    def call(self, verb: str, url: str, body: Any = None, token: str | None = None) -> requests.Response:
+        """Ask Google as the operator, or as whoever the token belongs to."""
+        headers = {"Authorization": f"Bearer {token or self.token}"}
+        return self.http.request(verb, url, json=body, headers=headers, timeout=30)
+
+    def get(self, url: str) -> Any:
+        response = self.call("GET", url)
+        response.raise_for_status()
+        return response.json()
+
+
+def exported() -> dict[str, str]:
+    """Return the environment that the running emulator's clients need; empty when none runs."""
+    file = ROOT / ".emulator" / "env"
+    if not file.exists():
+        return {}
+    lines = [shlex.split(line) for line in file.read_text().splitlines() if line.startswith("export ")]
+    exports = dict(export.split("=", 1) for _export, *words in lines for export in words)
+    try:
+        requests.get(f"{exports['HTTPS_PROXY']}/_emulator/health", timeout=5).raise_for_status()
+    except requests.RequestException:
+        return {}
+    return exports
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Return the environment in which every Google client talks to the emulator."""
+    if not exported():
+        subprocess.run([sys.executable, "-m", "emulator"], cwd=ROOT, check=True, timeout=1800)
+    return {
+        **os.environ,
+        **exported(),
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        # On one line, however long: the tests look for words in it.
+        "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+
+@pytest.fixture(scope="session")
+def cloud(environment: dict[str, str]) -> Cloud:
+    return Cloud(environment)
+
+
+@pytest.fixture(scope="session")
+def play(environment: dict[str, str]) -> Callable[..., Run]:
+    """Return a function that runs a playbook to its end."""
+
+    def run(playbook: str, *arguments: str, inventory: pathlib.Path = LOCAL, **changed: str) -> Run:
+        finished = subprocess.run(
+            ["ansible-playbook", playbook, "-i", str(inventory), *arguments],
+            cwd=ROOT,
+            env={**environment, **changed},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+        return Run(finished.returncode, finished.stdout)
+
+    return run
+
+
+@pytest.fixture
+def make_inventory(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """Return a function that copies the local inventory with other values."""
+
+    def make(projects: list[str] | None = None, **values: Any) -> pathlib.Path:
+        inventory = tmp_path / "inventory"
+        shutil.copytree(LOCAL, inventory)
+        variables = inventory / "group_vars" / "platform" / "main.yml"
+        variables.write_text(yaml.safe_dump({**yaml.safe_load(variables.read_text()), **values}))
+        dynamic = yaml.safe_load((inventory / "gcp.yml").read_text())
+        name = values.get("platform_name", "mlflow")
+        dynamic["filters"] = [f"labels.mlflow-deployment = {name}"]
+        dynamic["projects"] = dynamic["projects"] if projects is None else projects
+        (inventory / "gcp.yml").write_text(yaml.safe_dump(dynamic))
+        return inventory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def written(environment: dict[str, str]) -> Callable[[Callable[[], Any]], list[str]]:
+    """Return a function that returns the operator's calls, made while another runs, that write something."""
+
+    admin = f"{environment['HTTPS_PROXY']}/_emulator"
+
+    def calls(action: Callable[[], Any]) -> list[str]:
+        since = requests.get(f"{admin}/health", timeout=5).json()["calls"]
+        action()
+        log = requests.get(f"{admin}/log", params={"since": since}, timeout=30).text.splitlines()
+        records = [json.loads(line) for line in log]
+        assert [record for record in records if record["principal"] == OPERATOR], "the action never asked the cloud"
+        return [
+            f"{record['verb']} {record['path']}"
+            for record in records
+            if record["principal"] == OPERATOR and record["verb"] != "GET" and not record["path"].endswith(READING)
+        ]
+
+    return calls
+
+
+@pytest.fixture(scope="session")
+def deployment(environment: dict[str, str], play: Callable[..., Run], cloud: Cloud) -> Deployment:
+    """Run site.yml once, and return what clients need."""
+    first = play("site.yml")
+    assert first.code == 0, first.output
+    secret = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/mlflow-admin-password"
+    payload = cloud.get(f"{secret}/versions/latest:access")["payload"]["data"]
+    return Deployment(
+        url="https://mlflow.localhost",
+        ca_bundle=pathlib.Path(environment["REQUESTS_CA_BUNDLE"]),
+        admin_password=base64.b64decode(payload).decode(),
+        environment=environment,
+        server="gce-mlflow-1",
+    )
+
+
+@pytest.fixture(scope="session")
+def tracking(deployment: Deployment) -> Iterator[Callable[..., requests.Response]]:
+    """Yield a function that calls MLflow's REST API over HTTPS as the administrator."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.proxies = {"https": deployment.environment["HTTPS_PROXY"]}
+        session.verify = str(deployment.ca_bundle)
+        session.auth = ("admin", deployment.admin_password)
+
+        def call(verb: str, path: str, **options: Any) -> requests.Response:
+            return session.request(verb, f"{deployment.url}/api/2.0/mlflow/{path}", timeout=60, **options)
+
+        yield call

@@ -1,0 +1,162 @@
+import base64
+import hashlib
+import io
+import tarfile
+
+import pytest
+from docker.errors import APIError, ImageNotFound
+from requests.exceptions import ReadTimeout
+
+from emulator import effects, sql_instance
+
+
+def test_scram_verifier_is_the_one_of_rfc_7677():
+    salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
+    verifier = effects.scram_verifier("pencil", salt)
+    assert verifier == (
+        "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"
+        "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+    )
+    assert effects.scram_verifier("pencil") != effects.scram_verifier("pencil")
+    assert hashlib.sha256(verifier.encode()).hexdigest() != hashlib.sha256(b"pencil").hexdigest()
+
+
+def test_known_database_flags_pass_and_others_are_named():
+    flags = [{"name": "max_connections", "value": "50"}, {"name": "cloudsql.iam_authentication", "value": "on"}]
+    assert effects.check_database_flags({"databaseFlags": flags}) == {
+        "max_connections": "50",
+        "cloudsql.iam_authentication": "on",
+    }
+    assert effects.check_database_flags({}) == {}
+    with pytest.raises(effects.EffectError, match=r"Invalid flag name: data_directory\."):
+        effects.check_database_flags({"databaseFlags": [{"name": "data_directory", "value": "/"}, *flags]})
+
+
+@pytest.mark.parametrize(
+    ("value", "quoted"), [("plain", "'plain'"), ("it's", r"'it\'s'"), ("a\\b", r"'a\\b'"), ("a\n\\q", r"'a\n\\q'")]
+)
+def test_values_cannot_leave_their_psql_quotes(value, quoted):
+    assert effects._psql_quoted(value) == quoted
+
+
+class RecordingEffects(effects.DockerEffects):
+    """Keeps what would be run in PostgreSQL."""
+
+    def __init__(self):
+        self.scripts = []
+
+    def _sql(self, instance, script, **values):
+        self.scripts.append((instance, script, values))
+
+
+@pytest.mark.parametrize(
+    ("user", "roles"),
+    [
+        ({"type": "BUILT_IN"}, "cloudsqlsuperuser"),
+        ({}, "cloudsqlsuperuser"),
+        ({"databaseRoles": ["reader"]}, "reader"),
+        ({"type": "CLOUD_IAM_SERVICE_ACCOUNT"}, "cloudsqliamserviceaccount"),
+        ({"type": "CLOUD_IAM_USER"}, "cloudsqliamuser"),
+        (
+            {"type": "CLOUD_IAM_SERVICE_ACCOUNT", "databaseRoles": ["cloudsqlsuperuser"]},
+            "cloudsqlsuperuser,cloudsqliamserviceaccount",
+        ),
+    ],
+)
+def test_new_users_get_cloud_sqls_roles(user, roles):
+    recording = RecordingEffects()
+    recording.create_sql_user("mlflow", {"name": "u", **user})
+    (_, script, values) = recording.scripts[0]
+    assert values == {"name": "u", "roles": roles}
+    assert "PASSWORD" not in script
+
+
+def test_passwords_reach_postgresql_as_verifiers_only():
+    recording = RecordingEffects()
+    recording.update_sql_user("mlflow", {"name": "u", "password": "pencil"})
+    (_, script, values) = recording.scripts[0]
+    assert values.keys() == {"name", "verifier"}
+    assert values["verifier"].startswith("SCRAM-SHA-256$")
+    assert "pencil" not in f"{script}{values}"
+    assert "REVOKE" not in script  # roles that are not given stay
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ImageNotFound("x", explanation="No such image: mlflow-gcp/vm:debian-11"), "python -m emulator images"),
+        (APIError("x", explanation="driver failed: port is already allocated"), "Cannot try: driver failed: port"),
+        (ReadTimeout("too slow"), "Cannot try: too slow"),
+    ],
+)
+def test_the_engines_errors_become_ours(error, words):
+    with pytest.raises(effects.EffectError, match=words), effects._explained("try"):
+        raise error
+
+
+def test_files_for_containers_belong_to_root_and_keep_their_modes():
+    with tarfile.open(fileobj=io.BytesIO(effects._archive({"etc/key": ("secret", 0o600)}))) as archive:
+        member = archive.getmember("etc/key")
+        assert (member.uid, member.gid, member.mode) == (0, 0, 0o600)
+        assert archive.extractfile(member).read() == b"secret"
+
+
+class FakeContainer:
+    def __init__(self, *results):
+        self.results = list(results)
+
+    def exec_run(self, command):
+        del command
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return type("Result", (), {"exit_code": result[0], "output": result[1]})
+
+    def logs(self, tail):
+        return b"Failed to mount cgroup"
+
+
+def test_waiting_outlives_a_restart(monkeypatch):
+    monkeypatch.setattr(effects.time, "sleep", lambda _: None)
+    container = FakeContainer(APIError("not running"), (1, b"starting\n"), (1, b"degraded\n"), (0, b"unused"))
+    effects._wait(container, "no", ["systemctl"], effects._booted)
+    assert len(container.results) == 1
+
+
+def test_waiting_ends_with_the_containers_last_words(monkeypatch):
+    clock = iter(range(0, 1000, 40))
+    monkeypatch.setattr(effects.time, "sleep", lambda _: None)
+    monkeypatch.setattr(effects.time, "monotonic", lambda: next(clock))
+    container = FakeContainer(*[(1, b"starting")] * 10)
+    with pytest.raises(
+        effects.EffectError, match=r"(?s)The VM v did not boot within 90 seconds.*Failed to mount cgroup"
+    ):
+        effects._wait(container, "The VM v did not boot", ["systemctl"], effects._booted)
+
+
+def test_no_effects_offers_what_docker_effects_offers():
+    public = {name for name in dir(effects.DockerEffects) if not name.startswith("_")}
+    assert public == {name for name in dir(effects.NoEffects) if not name.startswith("_")}
+    nothing = effects.NoEffects()
+    assert nothing.create_instance("p", "z", {"name": "v"}, "198.18.0.16", "debian-12") == {"ip": "198.18.0.16"}
+    flags = [{"name": "nonsense", "value": "1"}]
+    with pytest.raises(effects.EffectError):
+        nothing.create_sql_instance("p", {"name": "i", "settings": {"databaseFlags": flags}}, "", "", "")
+
+
+def test_database_flags_reach_the_servers_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sql_instance, "SOCKET_DIRECTORY", tmp_path)
+    command = sql_instance.postgres_command({"max_connections": "50", sql_instance.IAM_FLAG: "on", "ssl": "off"})
+    assert "max_connections=50" in command
+    assert not [option for option in command if option.startswith(sql_instance.IAM_FLAG)]
+    assert "ssl=on" in command  # what the instance is stays the emulator's
+    assert "ssl=off" not in command
+    rules = [line.split() for line in (tmp_path / "pg_hba.conf").read_text().splitlines() if line[0] != "#"]
+    assert [rule for rule in rules if rule[0] == "host" and rule[-1] != "reject"] == [
+        ["host", "all", "all", "127.0.0.1/32", "scram-sha-256"]
+    ]
+    assert {rule[2] for rule in rules if rule[-1] == "trust"} == {
+        "cloudsqladmin",
+        "+cloudsqliamserviceaccount",
+        "+cloudsqliamuser",
+    }

@@ -1,0 +1,103 @@
+"""What holds for every service: snapshots, faults, the log, and answers that fit Google's schemas."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+import requests
+from google.auth.transport.requests import Request
+
+from tests.unit.emulator.conftest import serving
+from tests.unit.emulator.test_compute import BASE, insert
+from tests.unit.emulator.test_storage import content, new_bucket, upload
+
+NETWORKS = f"{BASE}/global/networks"
+
+
+def test_a_restart_keeps_the_cloud(
+    fresh_state: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(fresh_state, tmp_path / "state")
+    body = {"name": "mlflow", "autoCreateSubnetworks": False}
+    with serving(tmp_path, monkeypatch) as cloud:
+        cloud.server.cloud.state.services["demo-project"].append("compute.googleapis.com")
+        network = insert(cloud, NETWORKS, body)
+        cloud.call("POST", "https://storage.googleapis.com/storage/v1/b?project=demo-project", new_bucket())
+        upload(cloud, "model", b"bytes").raise_for_status()
+        token = cloud.operator.credentials.token
+    assert (tmp_path / "state" / "state.json").stat().st_mode & 0o077 == 0
+    with serving(tmp_path, monkeypatch) as cloud:
+        assert cloud.call("GET", network["selfLink"]) == network
+        assert content(cloud, "model") == b"bytes"
+        assert requests.get(NETWORKS, headers={"Authorization": f"Bearer {token}"}, timeout=5).ok
+
+
+def test_an_operation_cut_short_by_a_crash_has_failed(
+    fresh_state: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(fresh_state, tmp_path / "state")
+    file = tmp_path / "state" / "state.json"
+    tables = json.loads(file.read_text())
+    key = "compute/projects/demo-project/global/networks/half"
+    tables["services"]["demo-project"].append("compute.googleapis.com")
+    tables["resources"][key] = {"name": "half", "selfLink": f"{NETWORKS}/half"}
+    body = {"kind": "compute#operation", "name": "o", "status": "RUNNING"}
+    record = {"style": "compute", "body": body, "done": False, "creates": [key], "target": key}
+    tables["operations"]["compute/projects/demo-project/global/operations/o"] = record
+    file.write_text(json.dumps(tables))
+    with serving(tmp_path, monkeypatch) as cloud:
+        assert "restarted" in cloud.call("GET", f"{BASE}/global/operations/o")["error"]["errors"][0]["message"]
+        assert cloud.refused("GET", f"{NETWORKS}/half")["code"] == 404
+
+
+@pytest.mark.parametrize(("status", "word"), [(429, "RESOURCE_EXHAUSTED"), (503, "UNAVAILABLE")])
+def test_a_fault_lasts_as_often_as_asked(cloud: Any, direct: Any, status: int, word: str) -> None:
+    faults = f"{cloud.admin}/faults"
+    assert direct.post(faults, json=[{"method": "compute.*.list", "status": status, "times": 3}]).ok
+    cloud.operator.credentials.refresh(Request())
+    # Without google-auth's own retries.
+    headers = {"Authorization": f"Bearer {cloud.operator.credentials.token}"}
+    answers = [requests.get(NETWORKS, headers=headers, timeout=5) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [status] * 3 + [200]
+    assert answers[0].json()["error"]["status"] == word
+    assert direct.get(faults).json() == []
+    assert direct.post(faults, json=[{"method": "x", "colour": "red"}]).status_code == 400
+
+
+def test_every_call_is_logged_once(cloud: Any, direct: Any) -> None:
+    before = direct.get(f"{cloud.admin}/health").json()["calls"]
+    cloud.refused("POST", NETWORKS, {"name": "N"})
+    cloud.call("GET", f"{NETWORKS}?maxResults=5")
+    lines = [json.loads(line) for line in direct.get(f"{cloud.admin}/log?since={before}").text.splitlines()]
+    calls = [(item["method"], item["status"]) for item in lines if item["host"] == "compute.googleapis.com"]
+    assert calls == [("compute.networks.insert", 400), ("compute.networks.list", 200)]
+    assert lines[-1]["principal"] == "operator@demo-project.iam.gserviceaccount.com"
+    assert lines[-1]["path"] == "/compute/v1/projects/demo-project/global/networks"
+    assert len((cloud.state / "calls.jsonl").read_text().splitlines()) == before + len(lines)
+
+
+def test_an_answer_outside_googles_schema_is_the_emulators_fault(cloud: Any) -> None:
+    insert(cloud, NETWORKS, {"name": "mlflow", "autoCreateSubnetworks": False})
+    cloud.server.cloud.state.resources["compute/projects/demo-project/global/networks/mlflow"]["colour"] = "red"
+    assert "does not fit compute.networks.get" in cloud.refused("GET", f"{NETWORKS}/mlflow")["message"]
+
+
+def test_the_state_shown_has_no_keys(cloud: Any, direct: Any) -> None:
+    shown = direct.get(f"{cloud.admin}/state").json()
+    assert "demo-project" in shown["projects"]
+    assert cloud.server.cloud.state.signing_key not in json.dumps(shown)
+    assert direct.get(cloud.admin.removesuffix("_emulator")).status_code == 404
+
+
+def test_telemetry_takes_the_writers_role(cloud: Any, server_account: Any) -> None:
+    url = "https://logging.googleapis.com/v2/entries:write"
+    entry = {
+        "logName": "projects/demo-project/logs/nginx",
+        "textPayload": "hello",
+        "resource": {"type": "gce_instance"},
+    }
+    assert cloud.refused("POST", url, {"entries": [entry]}, server_account)["code"] == 403
+    assert cloud.call("POST", url, {"entries": [entry]}) == {}
+    assert cloud.refused("POST", url, {"entries": [entry | {"colour": "red"}]})["code"] == 400

@@ -1,0 +1,171 @@
+import datetime
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.unit.emulator.test_access import grant
+from tests.unit.emulator.test_compute import ACCOUNT, BASE, NETWORK, insert, network
+
+__all__ = ["network"]
+SQL = "https://sqladmin.googleapis.com/v1/projects/demo-project"
+INSTANCE = f"{SQL}/instances/mlflow"
+NETWORKING = "https://servicenetworking.googleapis.com"
+CONNECTIONS = f"{NETWORKING}/v1/services/servicenetworking.googleapis.com/connections"
+USER = ACCOUNT.removesuffix(".gserviceaccount.com")
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    address = {"ipv4Enabled": False, "privateNetwork": NETWORK, "sslMode": "ENCRYPTED_ONLY"}
+    flags = [{"name": "cloudsql.iam_authentication", "value": "on"}]
+    common = {"tier": "db-custom-1-3840", "edition": "ENTERPRISE", "ipConfiguration": address, "databaseFlags": flags}
+    return common | changes
+
+
+def wanted(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "mlflow",
+        "region": "us-central1",
+        "databaseVersion": "POSTGRES_17",
+        "settings": settings(**changes),
+    }
+
+
+@pytest.fixture
+def peering(cloud: Any, network: dict[str, Any]) -> dict[str, Any]:
+    reserved = {"name": "services", "addressType": "INTERNAL", "purpose": "VPC_PEERING", "prefixLength": 20}
+    insert(cloud, f"{BASE}/global/addresses", reserved | {"network": network["selfLink"]})
+    body = {"network": NETWORK, "reservedPeeringRanges": ["services"]}
+    cloud.done(cloud.call("POST", CONNECTIONS, body), NETWORKING)
+    found: dict[str, Any] = cloud.call("GET", f"{CONNECTIONS}?network={NETWORK}")["connections"][0]
+    return found
+
+
+@pytest.fixture
+def instance(cloud: Any, peering: dict[str, Any]) -> dict[str, Any]:
+    assert peering["peering"] == "servicenetworking-googleapis-com"
+    operation = cloud.done(cloud.call("POST", f"{SQL}/instances", wanted()))
+    assert "error" not in operation
+    made: dict[str, Any] = cloud.call("GET", INSTANCE)
+    return made
+
+
+def test_a_private_address_needs_the_connection_first(cloud: Any, network: dict[str, Any]) -> None:
+    assert network["name"] == "mlflow"
+    assert "Service Networking connection" in cloud.refused("POST", f"{SQL}/instances", wanted())["message"]
+    body = {"network": NETWORK, "reservedPeeringRanges": ["absent"]}
+    assert "'absent' is not a VPC_PEERING address" in cloud.refused("POST", CONNECTIONS, body)["message"]
+
+
+def test_a_connection_and_its_network_outlive_their_users(cloud: Any, instance: dict[str, Any]) -> None:
+    link = f"{CONNECTIONS}/servicenetworking-googleapis-com"
+    error = cloud.refused("POST", link, {"consumerNetwork": NETWORK})
+    assert "still using this connection" in error["message"]
+    cloud.done(cloud.call("DELETE", instance["selfLink"]))
+    cloud.done(cloud.call("POST", link, {"consumerNetwork": NETWORK}), NETWORKING)
+    assert cloud.call("GET", f"{NETWORKING}/v1/services/-/connections?network={NETWORK}") == {}
+
+
+def test_an_instance_has_googles_defaults_and_keeps_its_secrets(cloud: Any, instance: dict[str, Any]) -> None:
+    assert instance["connectionName"] == "demo-project:us-central1:mlflow"
+    assert instance["ipAddresses"][0]["type"] == "PRIVATE"
+    assert instance["settings"]["settingsVersion"] == "1"
+    assert "PRIVATE KEY" not in str(instance)
+    older = "https://sqladmin.googleapis.com/sql/v1beta4/projects/demo-project/instances/mlflow"
+    assert cloud.call("GET", older)["name"] == "mlflow"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"edition": "ENTERPRISE_PLUS"}, "Invalid Tier"),
+        ({"tier": None}, "tier"),
+        ({"ipConfiguration": {"ipv4Enabled": False}}, "At least one of Public IP"),
+        ({"backupConfiguration": {"pointInTimeRecoveryEnabled": True}}, "needs backups"),
+        ({"databaseFlags": [{"name": "nonsense", "value": "1"}]}, "Invalid flag name: nonsense"),
+        ({"dataDiskSizeGb": "ten"}, "TYPE_INT64"),
+        ({"storageAutoResize": "yes"}, "TYPE_BOOLEAN"),
+    ],
+)
+def test_settings_that_google_refuses_are_refused(
+    cloud: Any, peering: Any, changes: dict[str, Any], reason: str
+) -> None:
+    assert peering
+    error = cloud.refused("POST", f"{SQL}/instances", wanted(**changes))
+    assert (error["code"], reason in error["message"]) == (400, True), error
+
+
+def test_a_patch_merges_and_what_is_fixed_stays(cloud: Any, instance: dict[str, Any]) -> None:
+    assert instance["settings"]["deletionProtectionEnabled"] is False
+    cloud.done(cloud.call("PATCH", INSTANCE, {"settings": {"deletionProtectionEnabled": True}}))
+    changed = cloud.call("GET", INSTANCE)["settings"]
+    assert (changed["deletionProtectionEnabled"], changed["settingsVersion"]) == (True, "2")
+    assert changed["databaseFlags"] == instance["settings"]["databaseFlags"]
+    assert cloud.refused("PATCH", INSTANCE, {"region": "europe-west1"})["code"] == 400
+    assert cloud.refused("PATCH", INSTANCE, {"settings": {"settingsVersion": "1"}})["code"] == 412
+    assert "protected" in cloud.refused("DELETE", INSTANCE)["message"]
+
+
+def test_a_deleted_instances_name_cannot_be_used_again(cloud: Any, instance: dict[str, Any]) -> None:
+    cloud.done(cloud.call("DELETE", instance["selfLink"]))
+    assert cloud.refused("GET", INSTANCE)["code"] == 404
+    error = cloud.refused("POST", f"{SQL}/instances", wanted())
+    assert (error["code"], error["errors"][0]["reason"]) == (409, "instanceAlreadyExists")
+
+
+@pytest.mark.usefixtures("instance")
+def test_one_operation_at_a_time(cloud: Any, direct: Any) -> None:
+    direct.post(f"{cloud.admin}/faults", json={"method": "sql.databases.insert", "delay_seconds": 0.5})
+    slow = cloud.call("POST", f"{INSTANCE}/databases", {"name": "mlflow"})
+    error = cloud.refused("POST", f"{INSTANCE}/databases", {"name": "mlflow_auth"})
+    assert error["errors"][0]["reason"] == "operationInProgress"
+    cloud.done(slow)
+    cloud.done(cloud.call("POST", f"{INSTANCE}/databases", {"name": "mlflow_auth"}))
+    found = [item["name"] for item in cloud.call("GET", f"{INSTANCE}/databases")["items"]]
+    assert found == ["mlflow", "mlflow_auth", "postgres"]
+
+
+@pytest.mark.usefixtures("instance", "server_account")
+def test_database_users(cloud: Any) -> None:
+    users = f"{INSTANCE}/users"
+    kind = "CLOUD_IAM_SERVICE_ACCOUNT"
+    assert "without the ending" in cloud.refused("POST", users, {"name": ACCOUNT, "type": kind})["message"]
+    assert "does not exist" in cloud.refused("POST", users, {"name": "nobody@p.iam", "type": kind})["message"]
+    assert "no password" in cloud.refused("POST", users, {"name": USER, "type": kind, "password": "x"})["message"]
+    assert "password" in cloud.refused("POST", users, {"name": "mlflow"})["message"]
+    cloud.done(cloud.call("POST", users, {"name": USER, "type": kind, "databaseRoles": ["cloudsqlsuperuser"]}))
+    cloud.done(cloud.call("POST", users, {"name": "mlflow", "password": "hunter2"}))
+    assert "hunter2" not in str(cloud.call("GET", users))
+    cloud.done(
+        cloud.call("PUT", f"{users}?name=mlflow&databaseRoles=reader&revokeExistingRoles=true", {"name": "mlflow"})
+    )
+    assert cloud.call("GET", f"{users}/mlflow")["databaseRoles"] == ["reader"]
+    cloud.done(cloud.call("DELETE", f"{users}?name=mlflow"))
+    assert {item["name"] for item in cloud.call("GET", users)["items"]} == {USER, "postgres"}
+
+
+@pytest.mark.usefixtures("instance")
+def test_connecting_takes_roles_and_the_certificate_says_who(cloud: Any, server_account: Any) -> None:
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+    request = f"{INSTANCE}:generateEphemeralCert"
+    assert cloud.refused("GET", f"{INSTANCE}/connectSettings", session=server_account)["code"] == 403
+    assert cloud.refused("POST", request, {"public_key": pem}, server_account)["code"] == 403
+    grant(cloud, "roles/cloudsql.client")
+    settings = cloud.call("GET", f"{INSTANCE}/connectSettings", session=server_account)
+    token = {"public_key": pem, "access_token": server_account.credentials.token}
+    assert cloud.refused("POST", request, token, server_account)["code"] == 403
+    grant(cloud, "roles/cloudsql.instanceUser")
+    authority = x509.load_pem_x509_certificate(settings["serverCaCert"]["cert"].encode())
+    for body, name in (({"public_key": pem}, "user"), (token, ACCOUNT)):
+        answer = cloud.call("POST", request, body, server_account)
+        certificate = x509.load_pem_x509_certificate(answer["ephemeralCert"]["cert"].encode())
+        certificate.verify_directly_issued_by(authority)
+        assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == name
+        assert certificate.public_key() == public
+        lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+        assert lifetime == datetime.timedelta(hours=1)
+    assert cloud.refused("POST", request, {"public_key": "no key"}, server_account)["code"] == 400

@@ -1,0 +1,224 @@
+"""The rules an inventory must satisfy, and how the cloud's answers are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import preflight
+
+GOOD: dict[str, Any] = {
+    "platform_project": "demo-project",
+    "platform_region": "europe-west1",
+    "platform_zone": "europe-west1-b",
+    "platform_domain": "mlflow.example.com",
+    "platform_email": "ops@example.com",
+    "platform_name": "mlflow",
+    "platform_server_name": "mlflow-1",
+    "platform_bucket": "demo-project-mlflow-artifacts",
+    "platform_labels": {"team": "research"},
+    "platform_acme_directory_url": "https://acme-v02.api.letsencrypt.org/directory",
+    "platform_https_source_ranges": ["0.0.0.0/0"],
+    "platform_http_source_ranges": [],
+    "platform_operators": ["group:ops@example.com"],
+    "platform_vm_image_family": "debian-12",
+    "platform_sql_login": "iam",
+    "platform_deletion_protection_enabled": True,
+    "platform_disk_size_gib": 50,
+    "platform_subnetwork_cidr": "10.10.0.0/24",
+    "platform_sql_database_version": "POSTGRES_17",
+    "mlflow_version": "3.17.2",
+}
+DISABLED = {"error": {"message": "not used before", "details": [{"reason": "SERVICE_DISABLED"}]}}
+DENIED = {"error": {"message": "The caller does not have permission", "status": "PERMISSION_DENIED"}}
+
+
+@pytest.fixture
+def inventory_dir(tmp_path: Path) -> Path:
+    """Return an inventory in which everything stands where it belongs."""
+    home = tmp_path / "group_vars" / "platform"
+    home.mkdir(parents=True)
+    (home / "main.yml").write_text("platform_region: europe-west1\nother: !vault |\n  abc\n")
+    (tmp_path / "gcp.yml").write_text(
+        "plugin: google.cloud.gcp_compute\nprojects: [demo-project]\nfilters: [labels.mlflow-deployment = mlflow]\n"
+    )
+    return tmp_path
+
+
+def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
+    assert preflight.check_inventory(GOOD, inventory_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *((name, value) for name in ("platform_project", "platform_region", "platform_domain", "platform_email")
+          for value in ("", None, "  ")),
+        ("platform_project", "My Project"),
+        ("platform_project", "123456789012"),
+        ("platform_region", "europe-west1-b"),
+        ("platform_zone", "us-central1-a"),
+        ("platform_zone", "europe-west1"),
+        ("platform_domain", "https://mlflow.example.com"),
+        ("platform_domain", "mlflow.example.com:8443"),
+        ("platform_domain", "localhost"),
+        ("platform_domain", "Mlflow.example.com"),
+        ("platform_email", "ops"),
+        ("platform_name", "MLflow"),
+        ("platform_name", "m" * 24),
+        ("platform_server_name", "server_1"),
+        ("platform_bucket", "Artifacts"),
+        ("platform_bucket", "a" * 64),
+        ("platform_bucket", "my-google-artifacts"),
+        ("platform_labels", {"Team": "research"}),
+        ("platform_labels", ["team"]),
+        ("platform_acme_directory_url", "http://acme.example.com/dir"),
+        ("platform_https_source_ranges", "0.0.0.0/0"),
+        ("platform_https_source_ranges", ["10.0.0.1/8"]),
+        ("platform_http_source_ranges", ["everyone"]),
+        ("platform_operators", ["ann@example.com"]),
+        ("platform_vm_image_family", "debian-11"),
+        ("platform_sql_login", "none"),
+        ("platform_deletion_protection_enabled", "yes"),
+        ("platform_disk_size_gib", 10),
+        ("platform_disk_size_gib", "50"),
+        ("platform_subnetwork_cidr", "10.10.0.0/30"),
+        ("platform_subnetwork_cidr", "8.8.8.0/24"),
+        ("platform_subnetwork_cidr", ""),
+        ("platform_sql_database_version", "POSTGRES_16"),
+        ("platform_sql_database_version", "MYSQL_8_0"),
+        ("mlflow_version", "3.16.1"),
+        ("mlflow_version", "latest"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named_with_its_fix(inventory_dir: Path, variable: str, value: object) -> None:
+    problems = preflight.check_inventory({**GOOD, variable: value}, inventory_dir)
+
+    about = [problem for problem in problems if problem.variable == variable]
+    assert about
+    assert about[0].value == repr(value)
+    assert about[0].problem
+    assert str(inventory_dir) in about[0].fix
+
+
+def test_all_problems_are_found_at_once(inventory_dir: Path) -> None:
+    bad = {**GOOD, "platform_domain": "", "platform_email": "ops", "mlflow_version": "3.16.1"}
+
+    problems = preflight.check_inventory(bad, inventory_dir)
+
+    assert [problem.variable for problem in problems] == ["platform_domain", "platform_email", "mlflow_version"]
+    text = preflight.report(problems)
+    assert text.startswith("3 problem(s)")
+    assert all(problem.fix in text for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("group_vars/all.yml", "platform_domain: other.example.com\n"),
+        ("group_vars/all/main.yml", "platform_domain: other.example.com\n"),
+        ("group_vars/mlflow/main.yml", "platform_domain: other.example.com\n"),
+        ("host_vars/localhost.yml", "platform_domain: other.example.com\n"),
+        ("group_vars/all", "platform_domain: other.example.com\n"),
+        ("hosts.yml", "all:\n  vars:\n    platform_domain: other.example.com\n"),
+        ("hosts.yml", "platform:\n  hosts:\n    localhost:\n      platform_domain: other.example.com\n"),
+        ("hosts.ini", "[all:vars]\nplatform_domain = other.example.com\n"),
+        ("hosts", "localhost platform_domain=other.example.com\n"),
+    ],
+)
+def test_a_value_that_cannot_win_is_refused(inventory_dir: Path, file: str, content: str) -> None:
+    (inventory_dir / file).parent.mkdir(exist_ok=True)
+    (inventory_dir / file).write_text(content)
+
+    (problem,) = preflight.check_inventory(GOOD, inventory_dir)
+
+    assert problem.variable == "platform_domain"
+    assert "other.example.com" in problem.value
+    assert file in problem.problem
+    assert "group_vars/platform/main.yml" in problem.fix
+
+
+def test_a_misspelt_name_is_refused(inventory_dir: Path) -> None:
+    (inventory_dir / "group_vars" / "platform" / "more.yml").write_text("platform_regoin: europe-west1\n")
+
+    (problem,) = preflight.check_inventory(GOOD, inventory_dir)
+
+    assert (problem.variable, "platform_region?" in problem.fix) == ("platform_regoin", True)
+
+
+def test_a_vaulted_file_is_left_alone(inventory_dir: Path) -> None:
+    (inventory_dir / "group_vars" / "all.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n6162\n")
+    assert preflight.check_inventory(GOOD, inventory_dir) == []
+
+
+def test_a_secret_is_not_shown(inventory_dir: Path) -> None:
+    (inventory_dir / "group_vars" / "all.yml").write_text("platform_admin_password: hunter2\n")
+
+    problems = preflight.check_inventory(GOOD, inventory_dir)
+
+    assert len(problems) == 1
+    assert "hunter2" not in preflight.report(problems)
+
+
+@pytest.mark.parametrize(
+    ("content", "variable"),
+    [
+        ("projects: [other-project]\nfilters: [labels.mlflow-deployment = mlflow]\n", "platform_project"),
+        ("projects: [demo-project]\nfilters: [labels.mlflow-deployment = other]\n", "platform_name"),
+        ("projects: [demo-project]\n", "platform_name"),
+    ],
+)
+def test_servers_are_looked_for_where_they_are_made(inventory_dir: Path, content: str, variable: str) -> None:
+    (inventory_dir / "gcp.yml").write_text(content)
+
+    (problem,) = preflight.check_inventory(GOOD, inventory_dir)
+
+    assert problem.variable == variable
+    assert "gcp.yml" in problem.fix
+
+
+def cloud(answers: dict[str, preflight.Response]) -> Any:
+    """Return an `ask` that knows the given ends of URLs; any other question is an error."""
+
+    def ask(url: str) -> preflight.Response:
+        return next(answer for end, answer in answers.items() if url.endswith(end))
+
+    return ask
+
+
+ACTIVE = (200, {"lifecycleState": "ACTIVE"})
+REGION = (200, {"zones": ["https://www.googleapis.com/compute/v1/projects/demo-project/zones/europe-west1-b"]})
+
+
+def test_a_good_cloud_has_no_problem() -> None:
+    ask = cloud({"projects/demo-project": ACTIVE, "regions/europe-west1": REGION})
+    assert preflight.check_cloud(ask, GOOD, "inventories/prod") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("answers", "variable", "expected"),
+    [
+        ({"projects/demo-project": (403, DENIED)}, "platform_project", "does not have permission"),
+        ({"projects/demo-project": (404, {})}, "platform_project", "HTTP 404"),
+        ({"projects/demo-project": (200, {"lifecycleState": "DELETE_REQUESTED"})}, "platform_project", "DELETE_REQ"),
+        ({"projects/demo-project": ACTIVE, "regions/europe-west1": (404, {})}, "platform_region", "no such region"),
+        ({"projects/demo-project": ACTIVE, "regions/europe-west1": (200, {"zones": []})}, "platform_zone", "no such"),
+    ],
+)
+def test_the_cloud_says_no(answers: dict[str, preflight.Response], variable: str, expected: str) -> None:
+    (problem,), notes = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
+
+    assert problem.variable == variable
+    assert expected in problem.problem
+    assert "inventories/prod" in problem.fix
+    assert notes == []
+
+
+def test_an_api_not_yet_enabled_is_a_note_and_not_a_problem() -> None:
+    ask = cloud({"projects/demo-project": (403, DISABLED), "regions/europe-west1": (403, DISABLED)})
+
+    problems, notes = preflight.check_cloud(ask, GOOD, "inventories/prod")
+
+    assert problems == []
+    assert "not checked" in notes[0]

@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import pytest
+import requests
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, find, resource_of
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import ApiError, CloudError
+
+NETWORK = "/compute/v1/projects/demo/global/networks/a"
+BUCKET = "/storage/v1/b/a"
+INSTANCE = "/v1/projects/demo/instances/a"
+VM = "/compute/v1/projects/demo/zones/z/instances/a"
+
+
+def ensure(cloud, kind, body=None, name="a", **options):
+    """Read and ensure; return the plan and the resource afterwards."""
+    resource = resource_of(cloud, Wanted(kind, name, body=body or {}, **options))
+    assert resource.problems == []
+    return resource.ensure(resource.read(), lambda _: None)
+
+
+def problems(cloud, kind, **options):
+    return resource_of(cloud, Wanted(kind, **{"name": "a", **options})).problems
+
+
+# Place and secrets
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "problem"),
+    [
+        ("compute.subnetworks", {}, "location is missing, the region it belongs to"),
+        ("compute.instances", {}, "location is missing, the zone it belongs to"),
+        ("compute.networks", {"location": "r"}, "location 'r' has no place in its URL, leave it out"),
+        ("sqladmin.databases", {}, "parent is missing, the instance it belongs to"),
+        ("servicenetworking.connections", {}, "parent is missing, the network it belongs to"),
+        ("storage.buckets", {"parent": "p"}, "parent 'p' has no place in its URL, leave it out"),
+        ("storage.buckets", {"body": {"name": "b"}}, "body.name says 'b', leave it out"),
+        (
+            "sqladmin.instances",
+            {"body": {"rootPassword": "hunter2"}},
+            "rootPassword: is a secret, move it to sensitive_body, which is never logged",
+        ),
+        (
+            "sqladmin.instances",
+            {"sensitive_body": {"rootPasswort": "hunter2"}},
+            "rootPasswort: not valid in sensitive_body",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_member_is_said(cloud, kind, options, problem):
+    assert problems(cloud, kind, **options) == [f"{kind} a: {problem}"]
+
+
+def test_a_secret_is_sent_once_and_shown_nowhere(cloud, google):
+    plan, after = ensure(cloud, "sqladmin.instances", {"region": "r"}, sensitive_body={"rootPassword": "hunter2"})
+    assert google.store[INSTANCE]["rootPassword"] == "hunter2"
+    assert "hunter2" not in repr((plan, after))
+    plan, _ = ensure(cloud, "sqladmin.instances", {"region": "r"}, sensitive_body={"rootPassword": "other"})
+    assert plan.action == "none"
+
+
+# Create, change, delete
+
+
+def test_a_secret_joins_the_fields_beside_it(cloud, google):
+    body = {"replicaConfiguration": {"mysqlReplicaConfiguration": {"username": "u"}}}
+    secret = {"replicaConfiguration": {"mysqlReplicaConfiguration": {"password": "hunter2"}}}
+    ensure(cloud, "sqladmin.instances", body, sensitive_body=secret)
+    sent = google.written()[0].body["replicaConfiguration"]["mysqlReplicaConfiguration"]
+    assert sent == {"username": "u", "password": "hunter2"}
+
+
+def test_it_is_created_and_then_left_alone(cloud, google):
+    body = {"autoCreateSubnetworks": False, "routingConfig": {"routingMode": "REGIONAL"}}
+    plan, after = ensure(cloud, "compute.networks", body)
+    assert plan.action == "create"
+    assert after == google.store[NETWORK] == {"name": "a", **body}
+    google.calls.clear()
+    plan, _ = ensure(cloud, "compute.networks", body)
+    assert plan.action == "none"
+    assert [call.verb for call in google.calls] == ["GET"]
+
+
+def test_only_what_differs_is_sent(cloud, google):
+    google.store[NETWORK] = {
+        "routingConfig": {"routingMode": "REGIONAL", "bgpBestPathSelectionMode": "LEGACY"},
+        "mtu": 1460,
+    }
+    plan, after = ensure(cloud, "compute.networks", {"mtu": 1460, "routingConfig": {"routingMode": "GLOBAL"}})
+    assert plan.action == "update"
+    assert google.written()[0].body == {"routingConfig": {"routingMode": "GLOBAL"}}
+    assert after["routingConfig"] == {"routingMode": "GLOBAL", "bgpBestPathSelectionMode": "LEGACY"}
+
+
+def test_it_is_deleted_and_then_left_alone(cloud, google):
+    google.store[NETWORK] = {}
+    assert ensure(cloud, "compute.networks", state="absent")[0].action == "delete"
+    assert NETWORK not in google.store
+    assert ensure(cloud, "compute.networks", state="absent")[0].action == "none"
+
+
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_check_mode_predicts_and_writes_nothing(cloud, checking, google, state):
+    google.store[NETWORK] = {"name": "a", "routingConfig": {"routingMode": "REGIONAL"}}
+    body = {"routingConfig": {"routingMode": "GLOBAL"}}
+    predicted, predicted_after = ensure(checking, "compute.networks", body, state=state)
+    assert google.written() == []
+    done, after = ensure(cloud, "compute.networks", body, state=state)
+    assert (predicted.action, predicted.differences) == (done.action, done.differences)
+    assert predicted_after == after
+
+
+def test_a_prediction_holds_no_secret_and_nothing_google_never_returns(checking, google):
+    google.store[INSTANCE] = {"replicaConfiguration": {"mysqlReplicaConfiguration": {"password": "hunter2"}}}
+    _, after = ensure(checking, "sqladmin.instances", {"settings": {"tier": "b"}})
+    assert "hunter2" not in repr(after)
+    google.store[VM] = {"disks": [{"boot": True}], "deletionProtection": True}
+    body = {"disks": [{"boot": True, "initializeParams": {"diskSizeGb": "50"}}], "deletionProtection": False}
+    _, after = ensure(checking, "compute.instances", body, location="z")
+    assert after == {"disks": [{"boot": True}], "deletionProtection": False}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "actual", "wanted", "field"),
+    [
+        (
+            "compute.networks",
+            NETWORK,
+            {"autoCreateSubnetworks": False},
+            {"autoCreateSubnetworks": True},
+            "autoCreateSubnetworks",
+        ),
+        (
+            "sqladmin.instances",
+            INSTANCE,
+            {"databaseVersion": "POSTGRES_17"},
+            {"databaseVersion": "POSTGRES_18"},
+            "databaseVersion",
+        ),
+        (
+            "sqladmin.instances",
+            INSTANCE,
+            {"settings": {"dataDiskType": "PD_SSD"}},
+            {"settings": {"dataDiskType": "PD_HDD"}},
+            "settings.dataDiskType",
+        ),
+        ("storage.buckets", BUCKET, {"location": "EU"}, {"location": "US"}, "location"),
+    ],
+)
+@pytest.mark.parametrize("session", ["cloud", "checking"])
+def test_an_immutable_difference_fails_and_changes_nothing(request, google, kind, path, actual, wanted, field, session):
+    google.store[path] = actual
+    with pytest.raises(CloudError, match=f"{kind} a: {field} is .* Google cannot change this in place"):
+        ensure(request.getfixturevalue(session), kind, wanted)
+    assert google.written() == []
+
+
+def test_an_immutable_difference_stops_the_changes_beside_it(cloud, google):
+    google.store[NETWORK] = {"mtu": 1460, "routingConfig": {"routingMode": "REGIONAL"}}
+    with pytest.raises(CloudError, match="mtu is 1460, wanted 1500"):
+        ensure(cloud, "compute.networks", {"mtu": 1500, "routingConfig": {"routingMode": "GLOBAL"}})
+    assert google.written() == []
+
+
+# How each kind wants it
+
+
+def test_a_bucket_is_guarded_by_its_metageneration(cloud, google):
+    google.store[BUCKET] = {"metageneration": "7", "versioning": {"enabled": False}}
+    ensure(cloud, "storage.buckets", {"versioning": {"enabled": True}})
+    assert google.written()[0].query == {"ifMetagenerationMatch": "7"}
+
+
+def test_a_field_that_google_requires_is_sent_with_the_change(cloud, google):
+    firewall = "/compute/v1/projects/demo/global/firewalls/a"
+    google.store[firewall] = {"name": "a", "sourceRanges": ["10.0.0.0/8", "192.0.2.0/24"]}
+    ensure(cloud, "compute.firewalls", {"sourceRanges": ["10.0.0.0/8"]})
+    assert google.written()[0].body == {"name": "a", "sourceRanges": ["10.0.0.0/8"]}
+
+
+def test_a_subnetwork_is_guarded_by_its_fingerprint(cloud, google):
+    google.store["/compute/v1/projects/demo/regions/r/subnetworks/a"] = {
+        "fingerprint": "f",
+        "logConfig": {"enable": False},
+    }
+    ensure(cloud, "compute.subnetworks", {"logConfig": {"enable": True}}, location="r")
+    assert google.written()[0].body == {"logConfig": {"enable": True}, "fingerprint": "f"}
+
+
+def test_a_cloud_sql_instance_is_guarded_by_its_settings_version(cloud, google):
+    google.store[INSTANCE] = {"settings": {"tier": "a", "settingsVersion": "3"}}
+    ensure(cloud, "sqladmin.instances", {"settings": {"tier": "b"}})
+    assert google.written()[0].body == {"settings": {"tier": "b", "settingsVersion": "3"}}
+
+
+def test_masked_fields_are_sent_whole(cloud, google):
+    google.store["/v1/projects/demo/secrets/a"] = {
+        "etag": "e",
+        "labels": {"other": "1"},
+        "replication": {"automatic": {}},
+    }
+    ensure(cloud, "secretmanager.secrets", {"labels": {"a": "b"}})
+    patch = google.written()[0]
+    assert patch.query == {"updateMask": "labels"}
+    assert patch.body == {"labels": {"other": "1", "a": "b"}, "etag": "e"}
+
+
+def test_a_service_account_is_wrapped(cloud, google):
+    account = "/v1/projects/demo/serviceAccounts/a@demo.iam.gserviceaccount.com"
+    google.special["/serviceAccounts$"] = lambda call: google.store.update({account: call.body["serviceAccount"]}) or {}
+    ensure(cloud, "iam.serviceAccounts", {"displayName": "A"})
+    assert google.written()[0].body == {"accountId": "a", "serviceAccount": {"displayName": "A"}}
+    ensure(cloud, "iam.serviceAccounts", {"displayName": "B"})
+    assert google.written()[1].body == {"serviceAccount": {"displayName": "B"}, "updateMask": "displayName"}
+
+
+def test_a_vms_fields_are_set_one_by_one(cloud, google):
+    google.store[VM] = {
+        "labels": {"other": "1"},
+        "labelFingerprint": "l",
+        "tags": {"items": ["x"], "fingerprint": "t"},
+        "metadata": {"kind": "compute#metadata", "fingerprint": "m", "items": [{"key": "a", "value": "1"}]},
+        "deletionProtection": True,
+    }
+    body = {
+        "labels": {"a": "b"},
+        "tags": {"items": ["y"]},
+        "metadata": {"items": [{"key": "a", "value": "2"}]},
+        "deletionProtection": False,
+    }
+    google.special["/set"] = lambda _: {"name": "o", "status": "DONE"}
+    ensure(cloud, "compute.instances", body, location="z")
+    sent = {call.path.rsplit("/", 1)[1]: call for call in google.written()}
+    assert sent["setLabels"].body == {"labels": {"other": "1", "a": "b"}, "labelFingerprint": "l"}
+    assert sent["setTags"].body == {"items": ["y"], "fingerprint": "t"}
+    assert sent["setMetadata"].body == {"items": [{"key": "a", "value": "2"}], "fingerprint": "m"}
+    assert sent["setDeletionProtection"].query["deletionProtection"] == "false"
+    assert len(sent) == 4
+
+
+def test_what_a_vm_cannot_change_while_it_runs_is_refused(cloud, google):
+    google.store[VM] = {"machineType": "projects/demo/zones/z/machineTypes/e2-small"}
+    with pytest.raises(CloudError, match="machineType is"):
+        ensure(cloud, "compute.instances", {"machineType": "zones/z/machineTypes/e2-medium"}, location="z")
+
+
+def test_a_link_of_an_address_becomes_the_address(cloud, checking):
+    link = "projects/demo/regions/r/addresses/a"
+    body = {"networkInterfaces": [{"accessConfigs": [{"natIP": link}]}]}
+    wanted = Wanted("compute.instances", "a", "z", body=body)
+    plan = resource_of(cloud, wanted).plan(None, {link: {"address": "203.0.113.9"}}.get)
+    assert plan.body == {"networkInterfaces": [{"accessConfigs": [{"natIP": "203.0.113.9"}]}]}
+    plan = resource_of(checking, wanted).plan(None, lambda _: None)
+    assert plan.body == {"networkInterfaces": [{"accessConfigs": [{"natIP": "(known after create)"}]}]}
+    with pytest.raises(CloudError, match=r"the address .* does not exist"):
+        resource_of(cloud, wanted).plan(None, lambda _: None)
+
+
+def test_a_service_is_enabled_and_disabled(cloud, google):
+    service = "/v1/projects/demo/services/a.googleapis.com"
+    google.store[service] = {"state": "DISABLED"}
+    google.special[":enable$"] = lambda _: (
+        google.store.update({service: {"state": "ENABLED"}}) or {"name": "o", "done": True}
+    )
+    google.special[":disable$"] = lambda _: (
+        google.store.update({service: {"state": "DISABLED"}}) or {"name": "o", "done": True}
+    )
+    for state, action in (("present", "create"), ("present", "none"), ("absent", "delete"), ("absent", "none")):
+        plan, _ = ensure(cloud, "serviceusage.services", name="a.googleapis.com", state=state)
+        assert plan.action == action
+
+
+def test_a_connection_goes_by_the_projects_number(cloud, google):
+    google.store["/v1/projects/demo"] = {"projectNumber": "42"}
+    connections: list = []
+    google.special["/connections$"] = lambda call: (
+        {"connections": connections}
+        if call.verb == "GET"
+        else connections.append({**call.body, "service": "services/s.googleapis.com"}) or {"name": "o", "done": True}
+    )
+    body = {"network": "projects/demo/global/networks/n", "reservedPeeringRanges": ["r"]}
+    options = {"name": "s.googleapis.com", "parent": "n"}
+    plan, _ = ensure(cloud, "servicenetworking.connections", body, **options)
+    assert plan.action == "create"
+    assert connections[0]["network"] == "projects/42/global/networks/n"
+    assert ensure(cloud, "servicenetworking.connections", body, **options)[0].action == "none"
+    google.special["/s-googleapis-com$"] = lambda call: connections[0].update(call.body) or {"name": "o", "done": True}
+    body["reservedPeeringRanges"] = ["r", "r2"]
+    assert ensure(cloud, "servicenetworking.connections", body, **options)[0].action == "update"
+    assert google.written()[-1].query == {"updateMask": "reservedPeeringRanges"}
+
+
+# When Google is busy, slow or silent
+
+
+def test_a_creation_without_an_answer_is_looked_for(cloud, google, fault):
+    google.faults.append(fault("POST", "/b$", raises=requests.ConnectionError("reset"), lands=True))
+    plan, after = ensure(cloud, "storage.buckets", {"versioning": {"enabled": True}})
+    assert plan.action == "create"
+    assert after["versioning"] == {"enabled": True}
+    assert len(google.written()) == 1
+
+
+def test_a_creation_that_did_not_land_is_made_again(cloud, google, fault):
+    google.faults.append(fault("POST", "/b$", 503, times=2))
+    ensure(cloud, "storage.buckets", {})
+    assert BUCKET in google.store
+    assert len(google.written()) == 3
+
+
+def test_one_created_by_somebody_else_meanwhile_is_compared(cloud, google):
+    resource = resource_of(cloud, Wanted("storage.buckets", "a", body={"versioning": {"enabled": True}}))
+    actual = resource.read()
+    google.store[BUCKET] = {"name": "a", "versioning": {"enabled": False}}
+    _, after = resource.ensure(actual, lambda _: None)
+    assert after["versioning"] == {"enabled": True}
+
+
+def test_a_stale_token_leads_to_a_second_look(cloud, google, fault):
+    google.store[BUCKET] = {"metageneration": "1", "versioning": {"enabled": False}}
+    google.faults.append(fault("PATCH", BUCKET, 412, "conditionNotMet"))
+    ensure(cloud, "storage.buckets", {"versioning": {"enabled": True}})
+    assert google.store[BUCKET]["versioning"] == {"enabled": True}
+
+
+def test_an_operation_in_progress_is_waited_for(cloud, google, fault):
+    google.store[INSTANCE] = {"settings": {"tier": "a"}}
+    google.faults.append(fault("PATCH", INSTANCE, 409, "operationInProgress", times=6))
+    ensure(cloud, "sqladmin.instances", {"settings": {"tier": "b"}})
+    assert google.store[INSTANCE]["settings"]["tier"] == "b"
+
+
+def test_waiting_for_an_operation_in_progress_ends(cloud, google, fault, clock):
+    google.store[INSTANCE] = {"settings": {"tier": "a"}}
+    google.faults.append(fault("PATCH", INSTANCE, 409, "operationInProgress", "wait your turn", times=999))
+    with pytest.raises(ApiError, match="wait your turn"):
+        ensure(cloud, "sqladmin.instances", {"settings": {"tier": "b"}})
+    assert clock.now > 60
+
+
+def test_one_that_is_still_being_made_is_waited_for(cloud, google, clock):
+    states = iter(["PENDING_CREATE", "PENDING_CREATE", "RUNNABLE"])
+    google.special["/instances/a$"] = lambda _: {"state": next(states)}
+    assert ensure(cloud, "sqladmin.instances")[0].action == "none"
+    assert clock.now > 1
+
+
+def test_one_that_failed_for_good_is_not_taken_for_fine(cloud, google):
+    google.store[INSTANCE] = {"state": "FAILED"}
+    with pytest.raises(CloudError, match="is in the state FAILED for good: delete it"):
+        ensure(cloud, "sqladmin.instances")
+
+
+def test_a_cloud_sql_403_of_an_instance_that_is_not_listed_means_absent(cloud, google, fault):
+    google.faults.append(fault("GET", f"{INSTANCE}/databases/d", 403, "notAuthorized"))
+    google.store["/v1/projects/demo/instances"] = {"items": [{"name": "other"}]}
+    assert resource_of(cloud, Wanted("sqladmin.databases", "d", parent="a")).read() is None
+
+
+def test_a_cloud_sql_403_of_a_listed_instance_is_an_error(cloud, google, fault):
+    google.faults.append(fault("GET", INSTANCE, 403, "notAuthorized", "not authorized"))
+    google.store["/v1/projects/demo/instances"] = {"items": [{"name": "a"}]}
+    with pytest.raises(ApiError, match="not authorized"):
+        resource_of(cloud, Wanted("sqladmin.instances", "a")).read()
+
+
+def test_a_service_that_is_not_enabled_counts_as_absent_in_check_mode(checking, google, fault):
+    google.faults.append(fault("GET", NETWORK, 403, "SERVICE_DISABLED"))
+    assert ensure(checking, "compute.networks", {"mtu": 1460})[0].action == "create"
+    assert checking.warnings == ["compute.googleapis.com is not enabled: what it keeps counts as absent"]
+
+
+def test_a_new_one_that_is_not_visible_yet_is_waited_for(cloud, google, fault, clock):
+    google.faults.append(fault("GET", BUCKET, 404, "notFound", times=5))
+    _, after = ensure(cloud, "storage.buckets")
+    assert after == {"name": "a"}
+    assert cloud.warnings == []
+    assert clock.now > 1
+
+
+def test_a_field_google_does_not_take_over_is_warned_about(cloud, google):
+    google.special["/b$"] = lambda _: google.store.update({BUCKET: {"name": "a"}}) or {}
+    ensure(cloud, "storage.buckets", {"storageClass": "NEARLINE"})
+    assert cloud.warnings == [
+        "storage.buckets a: Google did not take over storageClass; the next run will differ again"
+    ]
+
+
+# Finding
+
+
+def test_all_of_a_kind_are_found_over_several_pages(cloud, google):
+    pages = {None: {"items": [{"name": "a"}], "nextPageToken": "t"}, "t": {"items": [{"name": "b"}]}}
+    google.special["/global/networks$"] = lambda call: pages[call.query.get("pageToken")]
+    assert find(cloud, "compute.networks") == [{"name": "a"}, {"name": "b"}]
+
+
+def test_one_is_found_by_name_or_not(cloud, google):
+    google.store[NETWORK] = {"name": "a"}
+    assert find(cloud, "compute.networks", "a") == [{"name": "a"}]
+    assert find(cloud, "compute.networks", "b") == []
+
+
+def test_buckets_are_listed_by_project(cloud, google):
+    google.special["/b$"] = lambda call: {"items": [{"name": call.query["project"]}]}
+    assert find(cloud, "storage.buckets") == [{"name": "demo"}]

@@ -1,0 +1,185 @@
+"""Arguments, documentation and results of the Google Cloud modules; their work is tested with module_utils."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.mlops.mlflow_gcp.plugins.doc_fragments.google_cloud import ModuleDocFragment
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import module as module_util
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
+
+NAMES = ["gcp_resource", "gcp_resource_info", "gcp_iam", "gcp_secret", "gcp_sql_user"]
+PLUGINS = "ansible_collections.mlops.mlflow_gcp.plugins.modules"
+
+
+class EndedError(Exception):
+    """The module has ended."""
+
+
+def imported(name: str) -> Any:
+    return importlib.import_module(f"{PLUGINS}.{name}")
+
+
+@pytest.fixture
+def run(monkeypatch, google, clock, capsys):
+    """Run a module against the fake Google and return what it prints."""
+    session = module_util.Session
+
+    def connected(project, **options):
+        return session(project, transport=google, sleep=clock.sleep, clock=clock, **options)
+
+    monkeypatch.setattr(module_util, "Session", connected)
+
+    def run_module(module: str, /, **arguments: Any) -> dict:
+        with patch_module_args({"project": "demo", **arguments}), pytest.raises(SystemExit):
+            imported(module).main()
+        printed: dict = json.loads(capsys.readouterr().out)
+        return printed
+
+    return run_module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documentation_and_the_arguments_agree(monkeypatch, name):
+    caught: dict[str, Any] = {}
+
+    def catch(_self, argument_spec, **_):
+        caught.update(argument_spec)
+        raise EndedError
+
+    monkeypatch.setattr(basic.AnsibleModule, "__init__", catch)
+    with pytest.raises(EndedError):
+        imported(name).main()
+    documented = yaml.safe_load(imported(name).DOCUMENTATION)["options"]
+    documented |= yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
+    assert described(documented, "suboptions") == described(caught, "options")
+
+
+def described(options: dict, nested: str) -> dict:
+    """What documentation and argument specification have in common."""
+    return {
+        name: {
+            "type": option.get("type"),
+            "elements": option.get("elements"),
+            "required": option.get("required", False),
+            "default": option.get("default"),
+            "choices": option.get("choices") and sorted(option["choices"]),
+            "nested": described(option.get(nested) or {}, nested),
+        }
+        for name, option in options.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_use_documented_options(name):
+    options = yaml.safe_load(imported(name).DOCUMENTATION)["options"].keys() | {"project"}
+    tasks = [task for task in yaml.safe_load(imported(name).EXAMPLES) if f"mlops.mlflow_gcp.{name}" in task]
+    assert tasks
+    for task in tasks:
+        assert task[f"mlops.mlflow_gcp.{name}"].keys() <= options
+
+
+def test_every_kind_is_documented():
+    for name in ("gcp_resource", "gcp_resource_info"):
+        options = yaml.safe_load(imported(name).DOCUMENTATION)["options"]
+        assert options["kind"]["choices"] == sorted(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("gcp_resource", {}, "one of the following is required: resources, kind"),
+        ("gcp_resource", {"kind": "compute.networks"}, "required together: kind, name"),
+        ("gcp_resource", {"kind": "compute.networkz", "name": "a"}, "value of kind must be one of"),
+        (
+            "gcp_resource",
+            {"kind": "compute.networks", "name": "a", "resources": []},
+            "mutually exclusive: resources|kind",
+        ),
+        ("gcp_resource", {"resources": [{"kind": "compute.networks"}]}, "missing required arguments: name"),
+        ("gcp_iam", {}, "one of the following is required: policies, resource"),
+        ("gcp_iam", {"policies": [], "resource": {"kind": "project"}}, "mutually exclusive: policies|resource"),
+        ("gcp_secret", {"secrets": [{"name": "a"}]}, "one of the following is required: generate, value"),
+        (
+            "gcp_secret",
+            {"secrets": [{"name": "a", "generate": {}, "value": "hunter2"}]},
+            "mutually exclusive: generate|value",
+        ),
+        ("gcp_sql_user", {"instance": "i"}, "missing required arguments: users"),
+        (
+            "gcp_sql_user",
+            {"instance": "i", "users": [{"name": "u", "password": "hunter2", "password_secret": "s"}]},
+            "mutually exclusive: password|password_secret",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused(run, google, name, arguments, message):
+    result = run(name, **arguments)
+    assert result["failed"] is True
+    assert message in result["msg"]
+    assert google.calls == []
+
+
+def test_the_single_form_is_a_batch_of_one(run, google):
+    result = run("gcp_resource", kind="storage.buckets", name="a", body={"versioning": {"enabled": True}})
+    assert result["changed"] is True
+    assert result["resources"][0]["action"] == "create"
+    assert google.store["/storage/v1/b/a"]["versioning"] == {"enabled": True}
+
+
+def test_check_mode_reaches_the_session(run, google):
+    result = run("gcp_resource", kind="storage.buckets", name="a", _ansible_check_mode=True, _ansible_diff=True)
+    assert result["changed"] is True
+    assert result["diff"][0]["after"] == {"state": "present"}
+    assert google.written() == []
+
+
+def test_a_failure_is_told_with_what_was_done(run, google, fault):
+    google.faults.append(fault("GET", "/b/a$", 403, "forbidden", "no access"))
+    buckets = [{"kind": "storage.buckets", "name": name} for name in ("a", "b")]
+    result = run("gcp_resource", resources=buckets)
+    assert result["failed"] is True
+    assert result["msg"] == "Reading storage.buckets a: no access (HTTP 403 forbidden)"
+    assert [member["name"] for member in result["resources"]] == ["b"]
+
+
+def test_secrets_stay_out_of_every_result(run, google):
+    google.special["/versions$|:addVersion$"] = lambda _: {}
+    results = [
+        run("gcp_secret", secrets=[{"name": "a", "value": "hunter2"}]),
+        run(
+            "gcp_resource",
+            kind="sqladmin.instances",
+            name="i",
+            body={"region": "r"},
+            sensitive_body={"rootPassword": "hunter2"},
+        ),
+        run("gcp_sql_user", instance="none", users=[{"name": "u", "password": "hunter2"}]),
+    ]
+    assert "hunter2" not in json.dumps(results)
+    assert google.store["/v1/projects/demo/instances/i"]["rootPassword"] == "hunter2"
+
+
+def test_resources_are_read(run, google):
+    google.store["/storage/v1/b/a"] = {"name": "a"}
+    assert run("gcp_resource_info", kind="storage.buckets", name="a")["resources"] == [{"name": "a"}]
+    assert run("gcp_resource_info", kind="storage.buckets", name="b")["resources"] == []
+
+
+def test_a_policy_is_written(run, google):
+    google.special[":(get|set)IamPolicy$"] = lambda _: {"etag": "0"}
+    result = run("gcp_iam", resource={"kind": "project"}, bindings=[{"role": "roles/a", "members": ["user:x@y.z"]}])
+    assert result["changed"] is True
+    assert google.written()[0].body["policy"]["bindings"] == [{"role": "roles/a", "members": ["user:x@y.z"]}]
+
+
+def test_a_missing_library_is_named(run, google, monkeypatch):
+    monkeypatch.setattr(module_util, "MISSING_LIBRARY", "google.auth")
+    assert "google.auth" in run("gcp_resource_info", kind="storage.buckets", name="a")["msg"]
+    assert google.calls == []

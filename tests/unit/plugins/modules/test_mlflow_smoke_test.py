@@ -1,0 +1,77 @@
+"""What the operator reads when the smoke test fails, and that the password is nowhere in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import requests
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.mlflow_smoke_test import SmokeTestError
+from ansible_collections.mlops.mlflow_gcp.plugins.modules import mlflow_smoke_test
+
+PASSWORD = "correct horse battery staple"
+OPTIONS = {
+    "url": "https://mlflow.example.com",
+    "project": "demo-project",
+    "admin_password_secret": "mlflow-admin-password",
+    "server": "mlflow-1",
+}
+
+
+def run_module(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+    with patch_module_args({**OPTIONS, **options}), pytest.raises(SystemExit):
+        mlflow_smoke_test.main()
+    printed = capsys.readouterr().out
+    assert PASSWORD not in printed
+    return dict(json.loads(printed))
+
+
+@pytest.fixture
+def logins(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """Return the list of (url, username, password) that the test of the server was run with."""
+    seen: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(mlflow_smoke_test, "read_secret", lambda _project, _secret: PASSWORD)
+    monkeypatch.setattr(
+        mlflow_smoke_test.mlflow_smoke_test, "run", lambda *login: seen.append(login) or {"experiment": "verify-1"}
+    )
+    return seen
+
+
+def test_uses_the_password_of_the_secret_and_reports_no_change(
+    logins: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_module(capsys)
+    assert logins == [("https://mlflow.example.com", "admin", PASSWORD)]
+    assert (result["changed"], result["used"]) == (False, {"experiment": "verify-1"})
+
+
+def test_check_mode_does_nothing(logins: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_module(capsys, _ansible_check_mode=True)["changed"] is False
+    assert logins == []
+
+
+@pytest.mark.usefixtures("logins")
+def test_a_failure_names_the_component_and_the_command_on_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_login: str) -> None:
+        raise SmokeTestError("Upload an artifact", "mlflow", "403 Forbidden")
+
+    monkeypatch.setattr(mlflow_smoke_test.mlflow_smoke_test, "run", fail)
+    result = run_module(capsys)
+    assert result["failed"]
+    assert result["msg"] == ("mlflow: Upload an artifact: 403 Forbidden. Next, on mlflow-1: journalctl -u mlflow -n 50")
+
+
+def test_a_secret_that_cannot_be_read_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_project: str, _secret: str) -> str:
+        raise requests.HTTPError("404 Not Found")
+
+    monkeypatch.setattr(mlflow_smoke_test, "read_secret", refuse)
+    result = run_module(capsys)
+    assert result["component"] == "Secret Manager"
+    assert result["msg"].endswith("Next: gcloud secrets versions list mlflow-admin-password --project demo-project")
