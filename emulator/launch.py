@@ -51,10 +51,16 @@ _PEBBLE = {
 _START_PEBBLE = (
     'printf %s "$PEBBLE_CONFIG" >/tmp/pebble.json && exec pebble -config /tmp/pebble.json -dnsserver 127.0.0.11:53'
 )
-_READ_ROOT = f"""
-import ssl, urllib.request
+# Every start of pebble makes a new root; a certificate issued before goes on being trusted.
+_READ_ROOTS = f"""
+import pathlib, ssl, urllib.request
 trust = ssl.create_default_context(cafile="{_STATE}/ca.pem")
-print(urllib.request.urlopen("https://{_ACME_HOST}:15000/roots/0", context=trust, timeout=5).read().decode())
+root = urllib.request.urlopen("https://{_ACME_HOST}:15000/roots/0", context=trust, timeout=5).read().decode()
+file = pathlib.Path("{_STATE}/acme-roots.pem")
+known = file.read_text() if file.exists() else ""
+if root not in known:
+    file.write_text(known + root)
+print(file.read_text(), end="")
 """
 
 
@@ -71,15 +77,11 @@ def up() -> None:
         _ensure_container(engine, _CLOUD, _cloud_options(engine))
         client = _wait_for_cloud(engine)
         _ensure_container(engine, _ACME, _acme_options(engine))
-        root = _wait_for_acme(engine)
+        roots = _wait_for_acme(engine)
     except DockerException as error:
         raise RuntimeError(f"Docker refused: {error}") from error
-    # A certificate issued before pebble last started goes on being trusted.
-    root_file = environment.DIRECTORY / "acme-root.pem"
-    known = root_file.read_text() if root_file.exists() else ""
-    roots = known if root in known else known + root
     environment.write(client["ca"] + roots, json.dumps(client["credentials"]))
-    root_file.write_text(roots)
+    (environment.DIRECTORY / "acme-roots.pem").write_text(roots)
     say(f"The emulated cloud serves; its environment is in {environment.DIRECTORY / 'env'}")
 
 
@@ -187,11 +189,11 @@ def _wait_for_cloud(engine: docker.DockerClient) -> dict[str, Any]:
 
 
 def _wait_for_acme(engine: docker.DockerClient) -> str:
-    """Return pebble's root certificate; every start of pebble makes a new one."""
-    container = engine.containers.get(_ACME)
+    """Return every root certificate that pebble has had for this cloud, the oldest first, once it serves."""
+    cloud, container = engine.containers.get(_CLOUD), engine.containers.get(_ACME)
     deadline = time.monotonic() + _HEALTHY_SECONDS
     while time.monotonic() < deadline:
-        status, output = container.exec_run(["/opt/venv/bin/python", "-c", _READ_ROOT])
+        status, output = cloud.exec_run(["/opt/venv/bin/python", "-c", _READ_ROOTS])
         if status == 0 and isinstance(output, bytes):
             return output.decode()
         time.sleep(0.3)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import requests
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Response, expect, sync_playwright
 
 SCREENSHOTS = pathlib.Path(__file__).resolve().parents[2] / "build" / "screenshots"
@@ -40,9 +42,10 @@ def home(tmp_path: pathlib.Path, deployment: Any) -> pathlib.Path:
     database = tmp_path / ".pki" / "nssdb"
     database.mkdir(parents=True)
     subprocess.run(["certutil", "-d", f"sql:{database}", "-N", "--empty-password"], check=True)
-    root = deployment.ca_bundle.parent / "acme-root.pem"
-    add = ["certutil", "-d", f"sql:{database}", "-A", "-t", "C,,", "-n", "local root", "-i", str(root)]
-    subprocess.run(add, check=True)
+    roots = x509.load_pem_x509_certificates((deployment.ca_bundle.parent / "acme-roots.pem").read_bytes())
+    for number, root in enumerate(roots):
+        add = ["certutil", "-d", f"sql:{database}", "-A", "-a", "-t", "C,,", "-n", f"local root {number}"]
+        subprocess.run(add, input=root.public_bytes(Encoding.PEM), check=True)
     return tmp_path
 
 
