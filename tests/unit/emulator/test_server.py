@@ -70,12 +70,20 @@ def test_every_call_is_logged_once(cloud: Any, direct: Any) -> None:
     before = direct.get(f"{cloud.admin}/health").json()["calls"]
     cloud.refused("POST", NETWORKS, {"name": "N"})
     cloud.call("GET", f"{NETWORKS}?maxResults=5")
-    lines = [json.loads(line) for line in direct.get(f"{cloud.admin}/log?since={before}").text.splitlines()]
-    calls = [(item["method"], item["status"]) for item in lines if item["host"] == "compute.googleapis.com"]
-    assert calls == [("compute.networks.insert", 400), ("compute.networks.list", 200)]
-    assert lines[-1]["principal"] == "operator@demo-project.iam.gserviceaccount.com"
-    assert lines[-1]["path"] == "/compute/v1/projects/demo-project/global/networks"
-    assert len((cloud.state / "calls.jsonl").read_text().splitlines()) == before + len(lines)
+    # google-auth looks a credential's allowed locations up beside the call, whenever it likes: only Compute's are ours.
+    answered = direct.get(f"{cloud.admin}/log?since={before}").text.splitlines()
+    written = (cloud.state / "calls.jsonl").read_text().splitlines()[before:]
+    calls, logged = (
+        [item for item in map(json.loads, lines) if item["host"] == "compute.googleapis.com"]
+        for lines in (answered, written)
+    )
+    assert calls == logged
+    assert [(item["method"], item["status"]) for item in calls] == [
+        ("compute.networks.insert", 400),
+        ("compute.networks.list", 200),
+    ]
+    assert calls[-1]["principal"] == "operator@demo-project.iam.gserviceaccount.com"
+    assert calls[-1]["path"] == "/compute/v1/projects/demo-project/global/networks"
 
 
 def test_an_answer_outside_googles_schema_is_the_emulators_fault(cloud: Any) -> None:
