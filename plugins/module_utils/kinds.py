@@ -58,6 +58,8 @@ class Kind:
     state_field: str = "state"
     passing_states: frozenset[str] = frozenset()
     failed_states: frozenset[str] = frozenset()
+    # Field that is true while the resource must not be deleted.
+    protection: str | None = None
     # Fields that may hold an address' link in place of the address itself.
     address_links: frozenset[str] = frozenset()
     # Kinds that come first although nothing in the body refers to them.
@@ -161,6 +163,7 @@ KINDS: dict[str, Kind] = {
         },
         state_field="status",
         passing_states=_fields("PROVISIONING", "STAGING"),
+        protection="deletionProtection",
         address_links=_fields("networkInterfaces.accessConfigs.natIP"),
         rules=Rules(
             keyed={"metadata.items": "key", "serviceAccounts": "email"},
@@ -186,6 +189,7 @@ KINDS: dict[str, Kind] = {
         guard="settings.settingsVersion",
         passing_states=_fields("PENDING_CREATE", "PENDING_DELETE"),
         failed_states=_fields("FAILED"),
+        protection="settings.deletionProtectionEnabled",
         after=_fields("servicenetworking.connections"),
         rules=Rules(
             keyed={"settings.databaseFlags": "name", "settings.ipConfiguration.authorizedNetworks": "value"},

@@ -42,10 +42,19 @@ def batch_result(option: str, members: list[Json], failures: list[str], title: C
     """Return the result of a batch whose members are given under `option`; PartialError when there are failures."""
     changed = [member for member in members if member["changed"]]
     diff = [_diff(title(member), member["differences"]) for member in changed]
-    result = {"changed": bool(changed), option: members, "diff": diff}
+    changes = [_change(title(member), member) for member in changed]
+    result = {"changed": bool(changed), "changes": changes, option: members, "diff": diff}
     if failures:
         raise PartialError("\n".join(failures), result)
     return result
+
+
+def _change(name: str, member: Json) -> str:
+    """Return what happened to one member, in a line."""
+    action = member.get("action", "update")
+    fields = [one for one in member["differences"] if one["field"] != "state" and action != "create"]
+    shown = ", ".join(f"{one['before']} {one['field']}" if action == "delete" else one["field"] for one in fields)
+    return f"{action} {name}" + (f": {shown}" if shown else "")
 
 
 def _diff(name: str, differences: list[Json]) -> Json:

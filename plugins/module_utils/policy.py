@@ -64,6 +64,14 @@ def normalise_member(member: str) -> str:
     )
 
 
+def _living(member: str) -> str:
+    """Return the member as it was called before it was deleted.
+
+    https://cloud.google.com/iam/docs/principal-identifiers#deleted-principals
+    """
+    return member.removeprefix("deleted:").partition("?uid=")[0] if member.startswith("deleted:") else member
+
+
 def desired_policy(policy: Json, entries: list[Json]) -> Json:
     """Return the policy with the entries of gcp_iam applied, in order; roles and services not named stay."""
     desired = copy.deepcopy(policy)
@@ -84,6 +92,9 @@ def _bindings(bindings: list[Json], entry: Json) -> list[Json]:
         roles = {role for role, _ in wanted}
         current = {key: members for key, members in current.items() if key[0] not in roles or key in wanted}
         current |= wanted
+    elif entry.get("mode") == "absent":
+        for key, members in wanted.items():
+            current[key] = {member for member in current.get(key, set()) if _living(member) not in members}
     else:
         for key, members in wanted.items():
             current[key] = current.get(key, set()) | members
@@ -169,7 +180,10 @@ class PolicyOf:
         }
 
     def read(self) -> Json:
-        """Return the policy; in check mode an empty one while the resource does not exist."""
+        """Return the policy; an empty one while the resource does not exist and nothing is granted on it.
+
+        In check mode, what is granted may be on a resource that the run would have made.
+        """
         called = self._method("getIamPolicy")
         version = {name: POLICY_VERSION for name in called.query if name.lower().endswith("requestedpolicyversion")}
         body = None if version or called.verb == "GET" else {"options": {"requestedPolicyVersion": POLICY_VERSION}}
@@ -178,7 +192,10 @@ class PolicyOf:
                 called, self._parameters, f"Reading the IAM policy of {self.wish.title}", body, version
             )
         except ApiError as error:
-            if self.cloud.check_mode and (error.status == 404 or error.service_disabled):
+            is_missing = error.status == 404 or (self.cloud.check_mode and error.service_disabled)
+            if is_missing and all(entry.get("mode") == "absent" for entry in self.wish.entries):
+                return {}
+            if is_missing and self.cloud.check_mode:
                 self.cloud.warnings.append(f"The IAM policy of {self.wish.title} counts as empty: {error.message}")
                 return {}
             raise

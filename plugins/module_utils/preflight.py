@@ -22,6 +22,32 @@ VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 SQL_LOGINS = ("iam", "password")
 DISK_SIZE_GIB = (20, 65536)
 
+# What provisioning needs and only a project can give, by the predefined role that has it:
+# https://cloud.google.com/iam/docs/roles-permissions
+PERMISSIONS = {
+    "roles/serviceusage.serviceUsageAdmin": ("serviceusage.services.enable",),
+    "roles/resourcemanager.projectIamAdmin": ("resourcemanager.projects.setIamPolicy",),
+    "roles/compute.networkAdmin": (
+        "compute.addresses.create",
+        "compute.globalAddresses.createInternal",
+        "compute.networks.create",
+        "compute.routers.create",
+        "compute.subnetworks.create",
+        "servicenetworking.services.addPeering",
+    ),
+    "roles/compute.securityAdmin": ("compute.firewalls.create",),
+    "roles/compute.instanceAdmin.v1": ("compute.disks.create", "compute.instances.create"),
+    "roles/iam.serviceAccountAdmin": ("iam.serviceAccounts.create",),
+    "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs",),
+    "roles/storage.admin": ("storage.buckets.create",),
+    "roles/cloudsql.admin": ("cloudsql.instances.create",),
+    "roles/secretmanager.admin": ("secretmanager.secrets.create",),
+}
+# What a problem about them is named after.
+PERMISSIONS_OF = "permissions in platform_project"
+_PROJECTS = "https://cloudresourcemanager.googleapis.com/v1/projects"
+_ACT_AS = "iam.serviceAccounts.actAs"
+
 # https://cloud.google.com/resource-manager/docs/creating-managing-projects#before_you_begin
 _PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
@@ -38,6 +64,8 @@ _MEMBER = re.compile(r"(user|group|serviceAccount):[^@\s]+@[^@\s]+")
 _SECRET_SUFFIXES = ("_password", "_token", "_secret")
 
 Response = tuple[int, dict[str, Any]]
+# GETs a URL, or POSTs to it when there is a body.
+Ask = Callable[..., Response]
 
 
 @dataclass(frozen=True)
@@ -132,6 +160,7 @@ def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[P
     _check_names(checker)
     _check_reach(checker)
     _check_machines(checker)
+    _check_removal(checker)
     return (
         checker.problems + check_dynamic_inventory(variables, inventory_dir) + check_where_set(variables, inventory_dir)
     )
@@ -256,6 +285,16 @@ def _check_machines(checker: _Checker) -> None:
         )
 
 
+def _check_removal(checker: _Checker) -> None:
+    """Refuse a name that is not the deployment's own: who names something else means something else."""
+    own = {"bucket": "platform_bucket", "database": "platform_name", "project": "platform_project"}
+    for part, source in own.items():
+        variable, name = f"platform_destroy_{part}", checker.variables.get(source)
+        if (checker.variables.get(variable) or name) != name:
+            fix = f"give -e {variable}={name}, or leave it out"
+            checker.add(variable, f"not this deployment's {part}, which is {name}", fix)
+
+
 class _Loader(yaml.SafeLoader):
     """Reads variable files with Ansible's own tags; what a tag hides (a vaulted value) is not looked at."""
 
@@ -363,16 +402,15 @@ def check_dynamic_inventory(variables: Mapping[str, Any], inventory_dir: Path) -
     return problems
 
 
-def check_cloud(
-    ask: Callable[[str], Response], variables: Mapping[str, Any], where: str
-) -> tuple[list[Problem], list[str]]:
+def check_cloud(ask: Ask, variables: Mapping[str, Any], where: str) -> tuple[list[Problem], list[str]]:
     """Return what the cloud says against the inventory, and what it could not say yet.
 
-    `ask` GETs a URL and returns (HTTP status, JSON body). A project in which an API was never enabled answers
-    403 SERVICE_DISABLED: not a problem, since the first run enables it, but a check that could not be made.
+    `ask` GETs a URL, or POSTs a body to it, and returns (HTTP status, JSON body). A project in which an API was never
+    enabled answers 403 SERVICE_DISABLED: not a problem, since the first run enables it, but a check that could not be
+    made.
     """
     project = variables["platform_project"]
-    status, body = ask(f"https://cloudresourcemanager.googleapis.com/v1/projects/{project}")
+    status, body = ask(f"{_PROJECTS}/{project}")
     if status != 200 and not _service_disabled(body):
         problem = f"the project cannot be reached with these credentials: {_message(status, body)}"
         fix = "check the id (gcloud projects list), and that the account you are logged in with may see the project"
@@ -381,12 +419,51 @@ def check_cloud(
         problem = f"the project is {body.get('lifecycleState')}"
         fix = f"restore it (gcloud projects undelete {project}), or write another (in {where})"
         return [Problem("platform_project", repr(project), problem, fix)], []
-    return _check_region_and_zone(ask, variables, where)
+    found = [
+        _check_permissions(ask, variables),
+        _check_region_and_zone(ask, variables, where),
+        _check_bucket_owner(ask, variables, body.get("projectNumber"), where),
+    ]
+    return [problem for problems, _ in found for problem in problems], [note for _, notes in found for note in notes]
 
 
-def _check_region_and_zone(
-    ask: Callable[[str], Response], variables: Mapping[str, Any], where: str
+def _check_permissions(ask: Ask, variables: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
+    project = variables["platform_project"]
+    wanted = sorted(permission for permissions in PERMISSIONS.values() for permission in permissions)
+    status, body = ask(f"{_PROJECTS}/{project}:testIamPermissions", {"permissions": wanted})
+    if status != 200:
+        return [], [f"Whether these credentials may make all this was not checked: {_message(status, body)}"]
+    held = set(body.get("permissions", []))
+    if _ACT_AS not in held:
+        # It may have been given on the servers' account alone.
+        account = f"projects/{project}/serviceAccounts/{variables['platform_service_account_email']}"
+        url = f"https://iam.googleapis.com/v1/{account}:testIamPermissions"
+        held |= set(ask(url, {"permissions": [_ACT_AS]})[1].get("permissions", []))
+    missing = {role: sorted(set(permissions) - held) for role, permissions in PERMISSIONS.items()}
+    roles = [role for role, permissions in missing.items() if permissions]
+    if not roles:
+        return [], []
+    lacking = ", ".join(permission for role in roles for permission in missing[role])
+    problem = f"these credentials lack {lacking}"
+    fix = f"have roles/owner granted on the project to the account you are logged in with, or {', '.join(roles)}"
+    return [Problem(PERMISSIONS_OF, repr(project), problem, fix)], []
+
+
+def _check_bucket_owner(
+    ask: Ask, variables: Mapping[str, Any], number: str | None, where: str
 ) -> tuple[list[Problem], list[str]]:
+    bucket = variables["platform_bucket"]
+    status, body = ask(f"https://storage.googleapis.com/storage/v1/b/{bucket}")
+    if status == 404 or _service_disabled(body) or (status == 200 and number in (body.get("projectNumber"), None)):
+        return [], []
+    if status in (200, 403):
+        problem = "a bucket of this name is somebody else's, or these credentials may not read it"
+        fix = f"write platform_bucket: a name that no other bucket in the world has (in {where})"
+        return [Problem("platform_bucket", repr(bucket), problem, fix)], []
+    return [], [f"Whether the bucket {bucket} can be made was not checked: {_message(status, body)}"]
+
+
+def _check_region_and_zone(ask: Ask, variables: Mapping[str, Any], where: str) -> tuple[list[Problem], list[str]]:
     project, region, zone = (variables[f"platform_{key}"] for key in ("project", "region", "zone"))
     compute = f"https://compute.googleapis.com/compute/v1/projects/{project}"
     status, body = ask(f"{compute}/regions/{region}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import (
 )
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, PARENT_LINKS, Setter
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    THREADS,
     AmbiguousError,
     ApiError,
     CloudError,
@@ -52,6 +54,7 @@ class Wanted:
     body: Json = field(default_factory=dict)
     sensitive_body: Json | None = None
     state: str = "present"
+    delete_contents: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ class Resource:
     def plan(self, actual: Json | None, lookup: Lookup) -> Plan:
         """Return what brings `actual` to the wanted state; CloudError when a field cannot be changed in place."""
         if self.wanted.state == "absent":
-            gone = [] if actual is None else [Difference("state", "present", "absent")]
+            gone = [] if actual is None else self.losses(actual)
             return Plan("delete" if gone else "none", gone, {}, None)
         body = self._resolved(self.stated_body(actual), lookup, "")
         if actual is None:
@@ -244,6 +247,15 @@ class Resource:
             body,
             self.compare.merged(self.compare.readable(body), actual),
         )
+
+    def losses(self, actual: Json) -> list[Difference]:
+        """Return what goes with the resource; CloudError when Google would not let it go."""
+        if _at(actual, self.kind.protection):
+            raise CloudError(
+                f"{self.title}: {self.kind.protection} is on, so it was not deleted;"
+                " switch that off in a run of its own, then delete it"
+            )
+        return [Difference("state", "present", "absent")]
 
     def stated_body(self, actual: Json | None) -> Json:
         """Return the wanted fields as they are compared and sent."""
@@ -395,10 +407,7 @@ class Resource:
         self.send(update, "Changing", content, query)
 
     def _guard(self, actual: Json) -> Any:
-        value: Any = actual
-        for part in self.kind.guard.split(".") if self.kind.guard else ["?"]:
-            value = (value or {}).get(part)
-        return value
+        return _at(actual, self.kind.guard)
 
     def delete(self, actual: Json) -> None:
         """Delete the resource and wait until it is gone."""
@@ -484,7 +493,49 @@ class Connection(Resource):
         self.send("deleteConnection", "Deleting", {"consumerNetwork": actual["network"]})
 
 
-SPECIAL = {"serviceusage.services": Service, "servicenetworking.connections": Connection}
+class Bucket(Resource):
+    """A bucket, which Google deletes only when it is empty."""
+
+    def _contents(self) -> Json:
+        """Return the first page of the objects, every version of each."""
+        query = {"versions": "true", "fields": "items(name,generation),nextPageToken"}
+        listing = method("storage.v1", "objects", "list")
+        return self.cloud.call(
+            listing, {"bucket": self.wanted.name}, f"Listing the objects of {self.title}", None, query
+        )
+
+    def losses(self, actual: Json) -> list[Difference]:
+        """Return what goes with the bucket: the objects are counted as far as one page goes."""
+        found = super().losses(actual)
+        page = self._contents()
+        count = len(page.get("items", []))
+        if count and not self.wanted.delete_contents:
+            raise CloudError(
+                f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first"
+            )
+        objects = f"{count} or more" if page.get("nextPageToken") else str(count)
+        return [*found, Difference("objects", objects, "0")] if count else found
+
+    def delete(self, actual: Json) -> None:
+        """Delete every version of every object, several at a time, then the bucket."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            while items := self._contents().get("items", []):
+                list(pool.map(self._delete_object, items))
+        super().delete(actual)
+
+    def _delete_object(self, item: Json) -> None:
+        parameters = {"bucket": self.wanted.name, "object": item["name"]}
+        purpose = f"Deleting object {item['name']} of {self.title}"
+        try:
+            self.cloud.call(
+                method("storage.v1", "objects", "delete"), parameters, purpose, None, {"generation": item["generation"]}
+            )
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+
+SPECIAL = {"serviceusage.services": Service, "servicenetworking.connections": Connection, "storage.buckets": Bucket}
 
 
 def resource_of(cloud: Session, wanted: Wanted) -> Resource:
@@ -537,6 +588,13 @@ def _secret_paths(value: Any, path: str = "") -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     return json.dumps(mask(value))
+
+
+def _at(value: Any, path: str | None) -> Any:
+    """Return what stands at a path of field names, None when nothing does."""
+    for part in path.split(".") if path else ["?"]:
+        value = (value or {}).get(part)
+    return value
 
 
 def _path(name: str) -> str:

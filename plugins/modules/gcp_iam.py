@@ -8,8 +8,8 @@ module: gcp_iam
 short_description: Grant Google Cloud IAM roles and configure audit logs
 version_added: 0.1.0
 description:
-  - Adds members to roles, or makes the members of the named roles exactly those given, on a project, bucket, secret
-    or service account.
+  - Adds members to roles, takes them away, or makes the members of the named roles exactly those given, on a project,
+    bucket, secret or service account.
   - The policy is read, changed and written with its etag, and the change is made again when another writer was
     faster.
   - Roles that are not named are never touched.
@@ -72,8 +72,9 @@ options:
         description:
           - With V(additive) members are added.
           - With V(exclusive) the named roles have exactly these members, and no members under other conditions.
+          - With V(absent) members are taken away, and it does not matter when the resource is not there.
         type: str
-        choices: [additive, exclusive]
+        choices: [additive, exclusive, absent]
         default: additive
       audit_configs:
         description: Audit logs per service, for the project only. Services that are not named are left alone.
@@ -135,7 +136,7 @@ options:
   mode:
     description: See O(policies[].mode).
     type: str
-    choices: [additive, exclusive]
+    choices: [additive, exclusive, absent]
     default: additive
   audit_configs:
     description: See O(policies[].audit_configs).
@@ -179,6 +180,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+changes:
+  description: What was done, or in check mode would be, a line for each member that changed.
+  returned: success
+  type: list
+  elements: str
 policies:
   description: Each resource whose policy was compared.
   returned: success
@@ -232,7 +238,7 @@ RESOURCE = {
 POLICY: dict[str, dict[str, Any]] = {
     "resource": {"type": "dict", "options": RESOURCE},
     "bindings": {"type": "list", "elements": "dict", "default": [], "options": BINDING},
-    "mode": {"type": "str", "choices": ["additive", "exclusive"], "default": "additive"},
+    "mode": {"type": "str", "choices": ["additive", "exclusive", "absent"], "default": "additive"},
     "audit_configs": {"type": "list", "elements": "dict", "options": AUDIT_CONFIG},
 }
 

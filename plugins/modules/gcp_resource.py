@@ -14,6 +14,7 @@ description:
   - Mappings are compared as subsets, fields left out are left alone; lists are compared whole.
     A V(null) stands for an unset field.
   - A field that Google cannot change in place fails and is named. Nothing is ever deleted and created again.
+  - What is protected against deletion in the cloud is not deleted, whatever the body says.
   - Members of a batch that refer to each other by link, parent or service account are ordered; the others go side by
     side. When one fails, those that do not depend on it are finished, then the module fails with every message.
 author:
@@ -75,6 +76,12 @@ options:
         type: str
         choices: [present, absent]
         default: present
+      delete_contents:
+        description:
+          - Whether a V(storage.buckets) that is to be absent is deleted with every version of every object in it.
+          - Without it, a bucket that is not empty fails.
+        type: bool
+        default: false
   kind:
     description: See O(resources[].kind).
     type: str
@@ -100,6 +107,10 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  delete_contents:
+    description: See O(resources[].delete_contents).
+    type: bool
+    default: false
   timeout_seconds:
     description: How long to wait for each of Google's operations. A new Cloud SQL instance takes ten minutes and more.
     type: int
@@ -154,6 +165,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+changes:
+  description: What was done, or in check mode would be, a line for each member that changed.
+  returned: success
+  type: list
+  elements: str
+  sample: [create compute.networks mlflow]
 resources:
   description: Each member, in the order given.
   returned: success
@@ -201,6 +218,7 @@ MEMBER: dict[str, dict[str, Any]] = {
     "body": {"type": "dict", "default": {}},
     "sensitive_body": {"type": "dict", "no_log": True},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "delete_contents": {"type": "bool", "default": False},
 }
 
 

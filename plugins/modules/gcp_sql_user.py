@@ -83,6 +83,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+changes:
+  description: What was done, or in check mode would be, a line for each member that changed.
+  returned: success
+  type: list
+  elements: str
 users:
   description: Each user, in the order given.
   returned: success

@@ -9,7 +9,8 @@ short_description: Check the inventory and the cloud before anything is made
 version_added: 0.1.0
 description:
   - Checks every C(platform_*) variable, where each is set, and the version of MLflow.
-  - When the inventory is clean, checks the credentials, the project, the region and the zone.
+  - When the inventory is clean, checks the credentials, the project, the permissions in it, the region, the zone and
+    whose the bucket's name is.
   - Reports all problems of a stage at once, each with variable, value, problem and fix.
   - Reads only.
 author: MLOps (@mlops)
@@ -26,7 +27,7 @@ options:
     required: true
 attributes:
   check_mode:
-    description: Runs the same in check mode.
+    description: Runs the same in check mode, but for missing permissions, which are a warning then.
     support: full
   diff_mode:
     description: Changes nothing, so there is nothing to show.
@@ -59,6 +60,7 @@ problems:
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import preflight
@@ -99,6 +101,10 @@ def main() -> None:
     problems = preflight.check_inventory(variables, inventory_dir)
     if not problems:
         problems, notes = check_cloud(variables, str(inventory_dir))
+        if module.check_mode:
+            # Whoever only looks need not be able to change anything.
+            notes += [problem.problem for problem in problems if problem.variable == preflight.PERMISSIONS_OF]
+            problems = [problem for problem in problems if problem.variable != preflight.PERMISSIONS_OF]
         for note in notes:
             module.warn(note)
     if problems:
@@ -112,11 +118,13 @@ def check_cloud(variables: dict[str, str], where: str) -> tuple[list[preflight.P
     try:
         credentials, _project = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
         session = google.auth.transport.requests.AuthorizedSession(credentials)
-        retries = urllib3.Retry(4, backoff_factor=1, status_forcelist=PASSING_STATUSES, raise_on_status=False)
+        retries = urllib3.Retry(
+            4, allowed_methods=None, backoff_factor=1, status_forcelist=PASSING_STATUSES, raise_on_status=False
+        )
         session.mount("https://", requests.adapters.HTTPAdapter(max_retries=retries))
 
-        def ask(url: str) -> preflight.Response:
-            response = session.get(url, timeout=TIMEOUT_SECONDS)
+        def ask(url: str, body: dict[str, Any] | None = None) -> preflight.Response:
+            response = session.request("POST" if body else "GET", url, json=body, timeout=TIMEOUT_SECONDS)
             try:
                 return response.status_code, response.json()
             except json.JSONDecodeError:

@@ -125,6 +125,7 @@ def play(environment: dict[str, str]) -> Callable[..., Run]:
             ["ansible-playbook", playbook, "-i", str(inventory), *arguments],
             cwd=ROOT,
             env={**environment, **changed},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -136,12 +137,12 @@ def play(environment: dict[str, str]) -> Callable[..., Run]:
     return run
 
 
-@pytest.fixture
-def make_inventory(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+@pytest.fixture(scope="session")
+def make_inventory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pathlib.Path]:
     """Return a function that copies the local inventory with other values."""
 
     def make(projects: list[str] | None = None, **values: Any) -> pathlib.Path:
-        inventory = tmp_path / "inventory"
+        inventory = tmp_path_factory.mktemp("inventory") / "inventory"
         shutil.copytree(LOCAL, inventory)
         variables = inventory / "group_vars" / "platform" / "main.yml"
         variables.write_text(yaml.safe_dump({**yaml.safe_load(variables.read_text()), **values}))

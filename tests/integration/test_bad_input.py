@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -137,3 +138,38 @@ def test_wrong_credentials_say_how_to_log_in(play: Play, environment: dict[str, 
     assert refused.code != 0
     assert "Google refused them" in refused.output
     assert "gcloud auth application-default login" in refused.output
+
+
+@pytest.fixture
+def viewer(cloud: Any, tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Return the key file of an account that may look at the project and change nothing."""
+    accounts = "https://iam.googleapis.com/v1/projects/demo-project/serviceAccounts"
+    email = "viewer@demo-project.iam.gserviceaccount.com"
+    project = "https://cloudresourcemanager.googleapis.com/v1/projects/demo-project"
+    made = cloud.call("POST", accounts, {"accountId": "viewer"})
+    assert made.status_code == 200, made.text
+    key = cloud.call("POST", f"{accounts}/{email}/keys", {}).json()
+    file = tmp_path / "viewer.json"
+    file.write_bytes(base64.b64decode(key["privateKeyData"]))
+    policy = cloud.call("POST", f"{project}:getIamPolicy", {}).json()
+    binding = {"role": "roles/viewer", "members": [f"serviceAccount:{email}"]}
+    granted = cloud.call(
+        "POST", f"{project}:setIamPolicy", {"policy": {**policy, "bindings": [*policy["bindings"], binding]}}
+    )
+    assert granted.status_code == 200, granted.text
+    yield file
+    policy = cloud.call("POST", f"{project}:getIamPolicy", {}).json()
+    bindings = [binding for binding in policy["bindings"] if binding["role"] != "roles/viewer"]
+    cloud.call("POST", f"{project}:setIamPolicy", {"policy": {**policy, "bindings": bindings}})
+    cloud.call("DELETE", f"{accounts}/{email}")
+
+
+def test_missing_permissions_are_refused_but_not_for_a_look(play: Play, viewer: pathlib.Path) -> None:
+    refused = play(PREFLIGHT, GOOGLE_APPLICATION_CREDENTIALS=str(viewer))
+    looked = play(PREFLIGHT, "--check", GOOGLE_APPLICATION_CREDENTIALS=str(viewer))
+
+    assert refused.code != 0
+    assert "these credentials lack" in refused.output
+    assert "roles/cloudsql.admin" in refused.output
+    assert looked.code == 0, looked.output
+    assert "these credentials lack" in looked.output

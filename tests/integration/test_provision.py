@@ -1,26 +1,19 @@
-"""The cloud side: made once, left alone afterwards, mended when it drifts, finished when interrupted."""
+"""The cloud side: made once, left alone afterwards, mended when it drifts."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-import secrets
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMPUTE = "https://compute.googleapis.com/compute/v1/projects/demo-project"
-EMPTY_COMPUTE = "https://compute.googleapis.com/compute/v1/projects/empty-project"
 SECRET = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/mlflow-admin-password"
 ACCESSOR = "roles/secretmanager.secretAccessor"
 SERVER = "serviceAccount:mlflow-server@demo-project.iam.gserviceaccount.com"
-# Another each time: a Cloud SQL instance's name stays taken after the instance is deleted.
-SECOND = f"second-{secrets.token_hex(2)}"
 Play = Callable[..., Any]
 
 
@@ -112,50 +105,6 @@ def test_the_server_reads_its_secret_by_its_role_alone(play: Play, deployment: A
 
     assert (mended.code, mended.changed) == (0, 1), mended.output
     assert cloud.call("GET", f"{SECRET}/versions/latest:access", token=token).status_code == 200
-
-
-@pytest.fixture
-def second_inventory(play: Play, make_inventory: Callable[..., pathlib.Path]) -> Iterator[pathlib.Path]:
-    """Return the inventory of a second deployment, in a project that is empty before and afterwards."""
-    inventory = make_inventory(projects=["empty-project"], platform_name=SECOND)
-    yield inventory
-    removed = play("tests/integration/remove.yml", inventory=inventory)
-    assert removed.code == 0, removed.output
-
-
-def test_an_empty_project_checked_then_interrupted_then_finished(
-    play: Play,
-    environment: dict[str, str],
-    cloud: Any,
-    second_inventory: pathlib.Path,
-    written: Callable[..., list[str]],
-) -> None:
-    checks = []
-    assert written(lambda: checks.append(play("site.yml", "--check", "--diff", inventory=second_inventory))) == []
-    assert checks[0].code == 0, checks[0].output
-    assert checks[0].changed > 0
-    assert f"{SECOND}-allow-https" in checks[0].output
-
-    with subprocess.Popen(
-        ["ansible-playbook", "playbooks/provision.yml", "-i", str(second_inventory)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as interrupted:
-        # Some of the network is there, and the rest under way.
-        wait_for(lambda: cloud.call("GET", f"{EMPTY_COMPUTE}/global/networks/{SECOND}").status_code == 200)
-        os.killpg(interrupted.pid, signal.SIGKILL)
-    assert cloud.call("GET", f"{EMPTY_COMPUTE}/zones/europe-west1-b/instances/{SECOND}-1").status_code == 404
-
-    finished = play("playbooks/provision.yml", inventory=second_inventory)
-    assert finished.code == 0, finished.output
-    assert finished.changed > 0
-    assert cloud.get(f"{EMPTY_COMPUTE}/zones/europe-west1-b/instances/{SECOND}-1")["status"] == "RUNNING"
-
-    again = play("playbooks/provision.yml", inventory=second_inventory)
-    assert (again.code, again.changed) == (0, 0), again.output
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -24,7 +24,8 @@ def names(paths):
 @pytest.mark.parametrize("role", ROLES, ids=names(ROLES))
 def test_defaults_and_argument_specs_have_the_same_keys(role):
     defaults = load(role / "defaults/main.yml")
-    options = load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    entry_points = load(role / "meta/argument_specs.yml")["argument_specs"].values()
+    options = {name: option for entry_point in entry_points for name, option in entry_point.get("options", {}).items()}
     assert set(defaults) <= set(options), "a default without a specification"
     without_default = {name for name, option in options.items() if name not in defaults}
     assert all(options[name].get("required") for name in without_default), "neither required nor given a default"
@@ -71,6 +72,16 @@ def test_server_roles_take_the_four_steps_in_order(role):
     assert (role / "tasks/health.yml").exists()
 
 
+def test_what_is_provisioned_is_destroyed_the_other_way_round():
+    provisioned = [role["role"] for role in load(ROOT / "playbooks/provision.yml")[0]["roles"]]
+    _, *plays = load(ROOT / "playbooks/destroy.yml")
+    named, removed = ([f"mlops.mlflow_gcp.{role}" for role in play["tasks"][0]["loop"]] for play in plays)
+    # Services stay enabled: others may use them.
+    assert set(named) == {*provisioned} - {"mlops.mlflow_gcp.gcp_project"}
+    assert removed == named
+    assert named[0] == provisioned[-1]
+
+
 def test_group_vars_has_one_file_per_role_and_the_platform():
     wiring = set(names((ROOT / "group_vars/all").glob("*.yml")))
     assert wiring - {"platform"} <= set(names(ROLES))
@@ -101,9 +112,18 @@ def test_modules_are_documented(module):
     assert "supports_check_mode=True" in text or module.stem.endswith("_info") or "check_mode" in text
 
 
-def test_group_vars_reach_imported_playbooks():
-    assert (ROOT / "playbooks/group_vars").readlink() == pathlib.Path("../group_vars")
-    assert (ROOT / ".collections/ansible_collections/mlops/mlflow_gcp").resolve() == ROOT
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        (".collections/ansible_collections/mlops/mlflow_gcp", "."),
+        ("playbooks/group_vars", "group_vars"),
+        ("tests/integration/group_vars", "group_vars"),
+        ("inventories/staging/group_vars/mlflow", "inventories/prod/group_vars/mlflow"),
+    ],
+)
+def test_links_are_links(link, target):
+    assert (ROOT / link).is_symlink()
+    assert (ROOT / link).resolve() == (ROOT / target).resolve()
 
 
 def test_requirements_name_the_versions_that_the_lock_carries():

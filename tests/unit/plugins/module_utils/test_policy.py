@@ -222,3 +222,21 @@ def test_additive_takes_nothing_away(current, added):
     before = {"bindings": current}
     after = desired_policy(before, [{"bindings": added, "mode": "additive"}])
     assert all(set(difference.before) <= set(difference.after) for difference in policy_differences(before, after))
+
+
+def test_members_are_taken_away_also_under_the_name_of_the_deleted(cloud, google):
+    policies = Policies(google)
+    before = bindings(("roles/a", [SERVER, f"deleted:{SERVER}?uid=17", "user:x@y.z"]), ("roles/b", [SERVER]))
+    policies.stored[PROJECT] = {"etag": "0", **before}
+    first = ensure_policies(cloud, [entry(mode="absent")])
+    assert policies.stored[PROJECT]["bindings"] == [
+        {"role": "roles/a", "members": ["user:x@y.z"]},
+        {"role": "roles/b", "members": [SERVER]},
+    ]
+    assert first["changes"] == ["update IAM policy of project demo: roles/a"]
+    assert ensure_policies(cloud, [entry(mode="absent")])["changed"] is False
+
+
+def test_nothing_has_to_be_taken_away_from_what_is_not_there(cloud, google):
+    done = ensure_policies(cloud, [entry(mode="absent", kind="storage.buckets", name="gone")])
+    assert (done["changed"], cloud.warnings) == (False, [])

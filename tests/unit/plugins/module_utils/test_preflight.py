@@ -17,6 +17,7 @@ GOOD: dict[str, Any] = {
     "platform_name": "mlflow",
     "platform_server_name": "mlflow-1",
     "platform_bucket": "demo-project-mlflow-artifacts",
+    "platform_service_account_email": "mlflow-server@demo-project.iam.gserviceaccount.com",
     "platform_labels": {"team": "research"},
     "platform_acme_directory_url": "https://acme-v02.api.letsencrypt.org/directory",
     "platform_https_source_ranges": ["0.0.0.0/0"],
@@ -179,31 +180,60 @@ def test_servers_are_looked_for_where_they_are_made(inventory_dir: Path, content
 
 
 def cloud(answers: dict[str, preflight.Response]) -> Any:
-    """Return an `ask` that knows the given ends of URLs; any other question is an error."""
+    """Return an `ask` of a good cloud but for these answers, by the ends of URLs."""
+    known = {**GOOD_CLOUD, **answers}
 
-    def ask(url: str) -> preflight.Response:
-        return next(answer for end, answer in answers.items() if url.endswith(end))
+    def ask(url: str, body: Any = None) -> preflight.Response:
+        assert (body is None) != url.endswith(":testIamPermissions")
+        return next(answer for end, answer in known.items() if url.endswith(end))
 
     return ask
 
 
-ACTIVE = (200, {"lifecycleState": "ACTIVE"})
-REGION = (200, {"zones": ["https://www.googleapis.com/compute/v1/projects/demo-project/zones/europe-west1-b"]})
+ALL = {"permissions": [permission for permissions in preflight.PERMISSIONS.values() for permission in permissions]}
+ZONE = "https://www.googleapis.com/compute/v1/projects/demo-project/zones/europe-west1-b"
+PROJECT, REGION = "projects/demo-project", "regions/europe-west1"
+HELD, HELD_ON_ACCOUNT = "demo-project:testIamPermissions", "gserviceaccount.com:testIamPermissions"
+BUCKET = "b/demo-project-mlflow-artifacts"
+GOOD_CLOUD: dict[str, preflight.Response] = {
+    PROJECT: (200, {"lifecycleState": "ACTIVE", "projectNumber": "17"}),
+    HELD: (200, ALL),
+    HELD_ON_ACCOUNT: (404, {}),
+    REGION: (200, {"zones": [ZONE]}),
+    BUCKET: (404, {}),
+}
 
 
-def test_a_good_cloud_has_no_problem() -> None:
-    ask = cloud({"projects/demo-project": ACTIVE, "regions/europe-west1": REGION})
-    assert preflight.check_cloud(ask, GOOD, "inventories/prod") == ([], [])
+def without(*permissions: str) -> preflight.Response:
+    return 200, {"permissions": sorted(set(ALL["permissions"]) - set(permissions))}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {BUCKET: (200, {"projectNumber": "17"})},
+        {
+            HELD: without("iam.serviceAccounts.actAs"),
+            HELD_ON_ACCOUNT: (200, {"permissions": ["iam.serviceAccounts.actAs"]}),
+        },
+    ],
+    ids=["empty", "our bucket", "act as the account alone"],
+)
+def test_a_good_cloud_has_no_problem(answers: dict[str, preflight.Response]) -> None:
+    assert preflight.check_cloud(cloud(answers), GOOD, "inventories/prod") == ([], [])
 
 
 @pytest.mark.parametrize(
     ("answers", "variable", "expected"),
     [
-        ({"projects/demo-project": (403, DENIED)}, "platform_project", "does not have permission"),
-        ({"projects/demo-project": (404, {})}, "platform_project", "HTTP 404"),
-        ({"projects/demo-project": (200, {"lifecycleState": "DELETE_REQUESTED"})}, "platform_project", "DELETE_REQ"),
-        ({"projects/demo-project": ACTIVE, "regions/europe-west1": (404, {})}, "platform_region", "no such region"),
-        ({"projects/demo-project": ACTIVE, "regions/europe-west1": (200, {"zones": []})}, "platform_zone", "no such"),
+        ({PROJECT: (403, DENIED)}, "platform_project", "does not have permission"),
+        ({PROJECT: (404, {})}, "platform_project", "HTTP 404"),
+        ({PROJECT: (200, {"lifecycleState": "DELETE_REQUESTED"})}, "platform_project", "DELETE_REQ"),
+        ({REGION: (404, {})}, "platform_region", "no such region"),
+        ({REGION: (200, {"zones": []})}, "platform_zone", "no such"),
+        ({BUCKET: (200, {"projectNumber": "18"})}, "platform_bucket", "somebody else's"),
+        ({BUCKET: (403, DENIED)}, "platform_bucket", "somebody else's"),
     ],
 )
 def test_the_cloud_says_no(answers: dict[str, preflight.Response], variable: str, expected: str) -> None:
@@ -215,10 +245,43 @@ def test_the_cloud_says_no(answers: dict[str, preflight.Response], variable: str
     assert notes == []
 
 
-def test_an_api_not_yet_enabled_is_a_note_and_not_a_problem() -> None:
-    ask = cloud({"projects/demo-project": (403, DISABLED), "regions/europe-west1": (403, DISABLED)})
+def test_all_that_the_cloud_says_is_said_at_once() -> None:
+    answers = {HELD: without("cloudsql.instances.create"), REGION: (404, {}), BUCKET: (403, DENIED)}
 
-    problems, notes = preflight.check_cloud(ask, GOOD, "inventories/prod")
+    problems, _ = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
+
+    assert len(problems) == 3
+
+
+def test_missing_permissions_are_named_with_the_roles_that_have_them() -> None:
+    answers = {HELD: without("cloudsql.instances.create", "compute.networks.create", "compute.routers.create")}
+
+    (problem,), _ = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
+
+    assert problem.problem.endswith("lack compute.networks.create, compute.routers.create, cloudsql.instances.create")
+    assert problem.fix.endswith("or roles/compute.networkAdmin, roles/cloudsql.admin")
+
+
+def test_what_could_not_be_checked_is_a_note_and_not_a_problem() -> None:
+    answers = dict.fromkeys(GOOD_CLOUD, (403, DISABLED))
+
+    problems, notes = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
 
     assert problems == []
-    assert "not checked" in notes[0]
+    assert [word in note for word, note in zip(("credentials", "europe-west1"), notes, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("variable", "right"),
+    [
+        ("platform_destroy_bucket", GOOD["platform_bucket"]),
+        ("platform_destroy_database", GOOD["platform_name"]),
+        ("platform_destroy_project", GOOD["platform_project"]),
+    ],
+)
+def test_only_the_deployments_own_names_can_be_destroyed(inventory_dir: Path, variable: str, right: str) -> None:
+    for value in ("", right):
+        assert preflight.check_inventory({**GOOD, variable: value}, inventory_dir) == []
+    (problem,) = preflight.check_inventory({**GOOD, variable: "another"}, inventory_dir)
+    assert (problem.variable, problem.value) == (variable, "'another'")
+    assert f"give -e {variable}={right}" in problem.fix

@@ -99,6 +99,64 @@ def test_it_is_deleted_and_then_left_alone(cloud, google):
     assert ensure(cloud, "compute.networks", state="absent")[0].action == "none"
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "protected", "field", "options"),
+    [
+        ("compute.instances", VM, {"deletionProtection": True}, "deletionProtection", {"location": "z"}),
+        (
+            "sqladmin.instances",
+            INSTANCE,
+            {"settings": {"deletionProtectionEnabled": True}},
+            "settings.deletionProtectionEnabled",
+            {},
+        ),
+    ],
+)
+@pytest.mark.parametrize("session", ["cloud", "checking"])
+def test_what_is_protected_is_not_deleted(request, google, kind, path, protected, field, options, session):
+    google.store[path] = protected
+    with pytest.raises(CloudError, match=f"{field} is on, so it was not deleted"):
+        ensure(request.getfixturevalue(session), kind, state="absent", **options)
+    assert google.written() == []
+
+
+def objects(google, *names):
+    """Put objects into the bucket, each with an old version."""
+    for name in names:
+        for generation in ("1", "2"):
+            google.store[f"{BUCKET}/o/{name}#{generation}"] = {"name": name, "generation": generation}
+
+    def answer(call):
+        assert call.query["versions"] == "true"
+        return {"items": [item for path, item in google.store.items() if path.startswith(f"{BUCKET}/o/")]}
+
+    def delete(call):
+        assert call.verb == "DELETE"
+        del google.store[f"{call.path.replace('%2F', '/')}#{call.query['generation']}"]
+        return {}
+
+    google.special = {f"{BUCKET}/o$": answer, f"{BUCKET}/o/": delete}
+
+
+@pytest.mark.parametrize("session", ["cloud", "checking"])
+def test_a_bucket_with_objects_is_not_deleted_unasked(request, google, session):
+    google.store[BUCKET] = {"metageneration": "1"}
+    objects(google, "a/b")
+    with pytest.raises(CloudError, match="is not empty, so it was not deleted; set delete_contents"):
+        ensure(request.getfixturevalue(session), "storage.buckets", state="absent")
+    assert google.written() == []
+
+
+def test_a_bucket_goes_with_every_version_when_asked(cloud, checking, google):
+    google.store[BUCKET] = {"metageneration": "1"}
+    objects(google, "a/b", "c")
+    predicted, _ = ensure(checking, "storage.buckets", state="absent", delete_contents=True)
+    assert [tuple(one) for one in predicted.differences] == [("state", "present", "absent"), ("objects", "4", "0")]
+    assert google.written() == []
+    done, after = ensure(cloud, "storage.buckets", state="absent", delete_contents=True)
+    assert (done.differences, after, google.store) == (predicted.differences, None, {})
+
+
 @pytest.mark.parametrize("state", ["present", "absent"])
 def test_check_mode_predicts_and_writes_nothing(cloud, checking, google, state):
     google.store[NETWORK] = {"name": "a", "routingConfig": {"routingMode": "REGIONAL"}}

@@ -1,0 +1,202 @@
+"""A second deployment, in an empty project: checked, interrupted, finished, and taken away again without a trace."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROJECT = "empty-project"
+COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
+# Another each time: a Cloud SQL instance's name stays taken after the instance is deleted.
+NAME = f"second-{secrets.token_hex(2)}"
+BUCKET = f"{PROJECT}-{NAME}-artifacts"
+SERVER = f"{COMPUTE}/zones/europe-west1-b/instances/{NAME}-1"
+DATABASE = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/{NAME}"
+STORAGE = "https://storage.googleapis.com/storage/v1/b"
+POLICY = f"https://cloudresourcemanager.googleapis.com/v1/projects/{PROJECT}:getIamPolicy"
+CONFIRMED = ("-e", f"platform_destroy_project={PROJECT}")
+WHOLE = (*CONFIRMED, "-e", f"platform_destroy_bucket={BUCKET}", "-e", f"platform_destroy_database={NAME}")
+LISTS = [
+    *(f"{COMPUTE}/global/{kind}" for kind in ("networks", "firewalls", "addresses")),
+    *(f"{COMPUTE}/regions/europe-west1/{kind}" for kind in ("subnetworks", "routers", "addresses")),
+    f"{COMPUTE}/zones/europe-west1-b/instances",
+    f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances",
+    f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets",
+    f"https://iam.googleapis.com/v1/projects/{PROJECT}/serviceAccounts",
+    f"{STORAGE}?project={PROJECT}",
+]
+Play = Callable[..., Any]
+Make = Callable[..., pathlib.Path]
+
+
+def test_an_empty_project_is_checked_then_interrupted_then_finished(
+    play: Play,
+    environment: dict[str, str],
+    cloud: Any,
+    before: tuple[list[str], Any],
+    protected: pathlib.Path,
+    written: Callable[..., list[str]],
+) -> None:
+    checks = []
+    assert written(lambda: checks.append(play("site.yml", "--check", "--diff", inventory=protected))) == []
+    assert checks[0].code == 0, checks[0].output
+    assert checks[0].changed > 0
+    assert f"{NAME}-allow-https" in checks[0].output
+
+    # Some of the network is there, and the rest under way.
+    network = f"{COMPUTE}/global/networks/{NAME}"
+    interrupted(environment, protected, lambda: status(cloud, network) == 200, "playbooks/provision.yml")
+    assert status(cloud, SERVER) == 404
+
+    finished = play("playbooks/provision.yml", inventory=protected)
+    assert finished.code == 0, finished.output
+    assert finished.changed > 0
+    assert cloud.get(SERVER)["status"] == "RUNNING"
+
+    again = play("playbooks/provision.yml", inventory=protected)
+    assert (again.code, again.changed) == (0, 0), again.output
+
+
+@pytest.mark.usefixtures("before")
+def test_what_is_protected_stays(
+    play: Play, protected: pathlib.Path, unprotected: pathlib.Path, written: Callable[..., list[str]]
+) -> None:
+    refused = []
+    assert written(lambda: refused.append(play("playbooks/destroy.yml", *WHOLE, inventory=protected))) == []
+    assert refused[0].code != 0
+    assert "deletionProtection is on, so it was not deleted" in refused[0].output
+    assert "set platform_deletion_protection_enabled to false" in refused[0].output
+
+    off = play("playbooks/provision.yml", inventory=unprotected)
+    # The server's, and the database's.
+    assert (off.code, off.changed) == (0, 2), off.output
+
+
+@pytest.mark.usefixtures("before")
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((), f"is not the project's id. Run it again and type {PROJECT}"),
+        (("-e", "platform_destroy_project=demo-project"), f"not this deployment's project, which is {PROJECT}"),
+        ((*CONFIRMED, "-e", "platform_destroy_bucket=a-bucket"), f"not this deployment's bucket, which is {BUCKET}"),
+        ((*CONFIRMED, "--check"), f"delete compute.instances {NAME}-1"),
+    ],
+    ids=["no answer", "another project", "another bucket", "check mode"],
+)
+def test_nothing_goes_unless_the_project_is_named(
+    play: Play, unprotected: pathlib.Path, written: Callable[..., list[str]], answer: tuple[str, ...], said: str
+) -> None:
+    runs = []
+    assert written(lambda: runs.append(play("playbooks/destroy.yml", *answer, inventory=unprotected))) == []
+    assert (runs[0].code == 0) == ("--check" in answer)
+    assert said in runs[0].output
+
+
+@pytest.mark.usefixtures("before")
+def test_bucket_and_database_stay_unless_named(play: Play, cloud: Any, unprotected: pathlib.Path) -> None:
+    upload = f"https://storage.googleapis.com/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=1/model.pkl"
+    for _version in range(2):
+        assert cloud.call("POST", upload, {"a": "model"}).status_code == 200
+
+    removed = play("playbooks/destroy.yml", *CONFIRMED, inventory=unprotected)
+
+    assert removed.code == 0, removed.output
+    kept = (f"keep the bucket {BUCKET}", f"keep the Cloud SQL instance {NAME}", f"keep the network {NAME}")
+    for line in (*kept, f"delete compute.instances {NAME}-1"):
+        assert line in removed.output
+    assert status(cloud, SERVER) == 404
+    assert status(cloud, f"{STORAGE}/{BUCKET}/o/1%2Fmodel.pkl") == 200
+    assert cloud.get(DATABASE)["state"] == "RUNNABLE"
+    again = play("playbooks/destroy.yml", *CONFIRMED, inventory=unprotected)
+    assert (again.code, again.changed) == (0, 0), again.output
+
+
+def test_an_interrupted_removal_is_finished_and_leaves_nothing(
+    play: Play,
+    environment: dict[str, str],
+    cloud: Any,
+    before: tuple[list[str], Any],
+    unprotected: pathlib.Path,
+) -> None:
+    interrupted(environment, unprotected, lambda: status(cloud, DATABASE) != 200, "playbooks/destroy.yml", *WHOLE)
+
+    finished = play("playbooks/destroy.yml", *WHOLE, inventory=unprotected)
+    assert finished.code == 0, finished.output
+    assert finished.changed > 0
+    assert everything(cloud) == before
+
+    again = play("playbooks/destroy.yml", *WHOLE, inventory=unprotected)
+    assert (again.code, again.changed) == (0, 0), again.output
+
+
+@pytest.fixture(scope="module")
+def before(cloud: Any) -> tuple[list[str], Any]:
+    """Return what is in the project before anything is made."""
+    return everything(cloud)
+
+
+@pytest.fixture(scope="module")
+def protected(make_inventory: Make) -> pathlib.Path:
+    """Return the inventory of the second deployment, as production has it."""
+    return make_inventory(
+        projects=[PROJECT],
+        platform_name=NAME,
+        platform_deletion_protection_enabled=True,
+        platform_operators=["user:ann@example.com"],
+    )
+
+
+@pytest.fixture(scope="module")
+def unprotected(play: Play, make_inventory: Make) -> Iterator[pathlib.Path]:
+    """Return the same without deletion protection. Whatever the tests left is removed afterwards."""
+    inventory = make_inventory(projects=[PROJECT], platform_name=NAME, platform_operators=["user:ann@example.com"])
+    yield inventory
+    play("playbooks/destroy.yml", *WHOLE, inventory=inventory)
+
+
+def interrupted(
+    environment: dict[str, str], inventory: pathlib.Path, condition: Callable[[], bool], *arguments: str
+) -> None:
+    """Run a playbook and kill it as soon as the condition holds."""
+    deadline = time.monotonic() + 120
+    with subprocess.Popen(
+        ["ansible-playbook", *arguments, "-i", str(inventory)],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as running:
+        while not condition() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert running.poll() is None, "it ended by itself"
+        os.killpg(running.pid, signal.SIGKILL)
+    assert condition(), "waited in vain"
+
+
+def status(cloud: Any, url: str) -> int:
+    """Return the HTTP status of reading something."""
+    code: int = cloud.call("GET", url).status_code
+    return code
+
+
+def everything(cloud: Any) -> tuple[list[str], Any]:
+    """Return the names of all that is in the project, and who has which role on it."""
+    names = []
+    for url in LISTS:
+        # A service that was never enabled keeps nothing.
+        answer = cloud.call("GET", url).json()
+        items = [item for key in ("items", "secrets", "accounts") for item in answer.get(key, [])]
+        names += [f"{url.rsplit('/', 1)[-1]} {item['name']}" for item in items]
+    bindings = cloud.call("POST", POLICY, {}).json().get("bindings", [])
+    return names, sorted((binding["role"], sorted(binding["members"])) for binding in bindings)
