@@ -52,9 +52,19 @@ def batch_result(option: str, members: list[Json], failures: list[str], title: C
 def _change(name: str, member: Json) -> str:
     """Return what happened to one member, in a line."""
     action = member.get("action", "update")
-    fields = [one for one in member["differences"] if one["field"] != "state" and action != "create"]
-    shown = ", ".join(f"{one['before']} {one['field']}" if action == "delete" else one["field"] for one in fields)
-    return f"{action} {name}" + (f": {shown}" if shown else "")
+    fields = [_field(action, one) for one in member["differences"] if one["field"] != "state" and action != "create"]
+    return f"{action} {name}" + (f": {', '.join(fields)}" if fields else "")
+
+
+def _field(action: str, difference: Json) -> str:
+    """Return what happened to one field: of a list of names, which came and which went."""
+    field, before, after = difference["field"], difference["before"], difference["after"]
+    if action == "delete":
+        return f"{before} {field}"
+    if not all(isinstance(side, list) and all(isinstance(one, str) for one in side) for side in (before, after)):
+        return str(field)
+    moves = [f"-{one}" for one in before if one not in after] + [f"+{one}" for one in after if one not in before]
+    return " ".join([field, *moves])
 
 
 def _diff(name: str, differences: list[Json]) -> Json:

@@ -233,7 +233,7 @@ def test_members_are_taken_away_also_under_the_name_of_the_deleted(cloud, google
         {"role": "roles/a", "members": ["user:x@y.z"]},
         {"role": "roles/b", "members": [SERVER]},
     ]
-    assert first["changes"] == ["update IAM policy of project demo: roles/a"]
+    assert first["changes"] == [f"update IAM policy of project demo: roles/a -deleted:{SERVER}?uid=17 -{SERVER}"]
     assert ensure_policies(cloud, [entry(mode="absent")])["changed"] is False
 
 
