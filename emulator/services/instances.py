@@ -211,3 +211,20 @@ def _set(call: Call) -> Resource:
 
 for _verb in _SETTERS:
     serves(f"compute.instances.{_verb}", permission=f"compute.instances.{_verb}")(_set)
+
+
+@serves("compute.disks.resize", permission="compute.disks.update")
+def _resize(call: Call) -> Resource:
+    path = compute.item_path(call)
+    disk, size = call.cloud.need(f"compute/{path}"), (call.body or {}).get("sizeGb", "")
+    if not size or int(size) <= int(disk["sizeGb"]):
+        raise invalid("sizeGb", size, f"New disk size must be larger than the current size of {disk['sizeGb']} GB.")
+
+    def finish() -> None:
+        disk["sizeGb"] = size
+        attached = [item for machine in compute.instances(call.cloud) for item in machine["disks"]]
+        for item in attached:
+            if item["source"] == disk["selfLink"]:
+                item["diskSizeGb"] = size
+
+    return compute.start(call, path, finish=finish)

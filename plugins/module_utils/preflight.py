@@ -255,6 +255,11 @@ def _check_machines(checker: _Checker) -> None:
     checker.one_of("platform_sql_login", SQL_LOGINS)
     if not isinstance(variables.get("platform_deletion_protection_enabled"), bool):
         checker.add("platform_deletion_protection_enabled", "not a boolean", "write true or false, without quotes")
+    # It comes from the command line, where everything is text.
+    if str(variables.get("platform_stop_enabled")).lower() not in ("true", "false"):
+        checker.add(
+            "platform_stop_enabled", "neither true nor false", "give -e platform_stop_enabled=true, or leave it out"
+        )
     size = variables.get("platform_disk_size_gib")
     low, high = DISK_SIZE_GIB
     if isinstance(size, bool) or not isinstance(size, int) or not low <= size <= high:

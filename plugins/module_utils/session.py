@@ -77,18 +77,23 @@ class Transport(Protocol):
         """Send a request and return the response."""
 
 
+def credentials_for(project: str) -> Any:
+    """Return application default credentials; CloudError when there are none."""
+    try:
+        credentials, _ = google.auth.default(scopes=[SCOPE])
+    except google.auth.exceptions.GoogleAuthError as error:
+        raise CloudError(f"No usable Google credentials ({error}): {SIGN_IN}") from error
+    if isinstance(credentials, google.oauth2.credentials.Credentials) and not credentials.quota_project_id:
+        # Else a person's calls count for gcloud's own project, where the APIs are not enabled.
+        return credentials.with_quota_project(project)
+    return credentials
+
+
 class GoogleTransport:
     """requests with application default credentials, usable from several threads."""
 
     def __init__(self, project: str) -> None:
-        try:
-            credentials, _ = google.auth.default(scopes=[SCOPE])
-        except google.auth.exceptions.GoogleAuthError as error:
-            raise CloudError(f"No usable Google credentials ({error}): {SIGN_IN}") from error
-        if isinstance(credentials, google.oauth2.credentials.Credentials) and not credentials.quota_project_id:
-            # Else a person's calls count for gcloud's own project, where the APIs are not enabled.
-            credentials = credentials.with_quota_project(project)
-        self._credentials = credentials
+        self._credentials = credentials_for(project)
         self._session = google.auth.transport.requests.AuthorizedSession(self._credentials)
         self._session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=THREADS))
         self._refresh = google.auth.transport.requests.Request()

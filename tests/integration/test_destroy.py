@@ -67,6 +67,28 @@ def test_an_empty_project_is_checked_then_interrupted_then_finished(
 
 
 @pytest.mark.usefixtures("before")
+def test_a_larger_machine_takes_a_stop_that_is_allowed(
+    play: Play, cloud: Any, protected: pathlib.Path, written: Callable[..., list[str]]
+) -> None:
+    larger = ("playbooks/provision.yml", "--tags", "gcp_instance", "-e", "platform_machine_type=e2-standard-4")
+    refused = []
+    assert written(lambda: refused.append(play(*larger, inventory=protected))) == []
+    assert refused[0].code != 0
+    assert "machineType is e2-standard-2, wanted e2-standard-4" in refused[0].output
+
+    allowed = (*larger, "-e", "platform_stop_enabled=true")
+    checks = []
+    assert written(lambda: checks.append(play(*allowed, "--check", "--diff", inventory=protected))) == []
+    changed = play(*allowed, inventory=protected)
+    again = play(*allowed, inventory=protected)
+
+    assert [(run.code, run.changed) for run in (checks[0], changed, again)] == [(0, 1), (0, 1), (0, 0)], changed.output
+    machine = cloud.get(SERVER)
+    assert (machine["machineType"].rsplit("/", 1)[-1], machine["status"]) == ("e2-standard-4", "RUNNING")
+    assert play(*allowed[:3], "-e", "platform_stop_enabled=true", inventory=protected).changed == 1
+
+
+@pytest.mark.usefixtures("before")
 def test_what_is_protected_stays(
     play: Play, protected: pathlib.Path, unprotected: pathlib.Path, written: Callable[..., list[str]]
 ) -> None:

@@ -1,0 +1,192 @@
+"""The size and the power of one virtual machine: what a patch cannot change.
+
+https://cloud.google.com/compute/docs/instances/changing-machine-type-of-stopped-instance
+https://cloud.google.com/compute/docs/disks/resize-persistent-disk
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError, Session, credentials_for
+
+try:
+    import requests
+    from google.api_core import exceptions, retry
+    from google.cloud import compute_v1
+
+    MISSING_LIBRARY = None
+except ImportError:
+    MISSING_LIBRARY = "google-cloud-compute"
+
+# https://cloud.google.com/compute/docs/instances/instance-lifecycle
+RUNNING, STOPPED = "RUNNING", frozenset({"TERMINATED", "STOPPED"})
+PASSING = frozenset({"PROVISIONING", "STAGING", "STOPPING", "REPAIRING"})
+RETRY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class WantedVm:
+    """A machine as the inventory states it; the fields are the options of gcp_vm."""
+
+    zone: str
+    name: str
+    machine_type: str
+    disk_size_gib: int
+    allow_stopping: bool = False
+
+
+class Vm:
+    """One machine, by google-cloud-compute's REST clients."""
+
+    def __init__(self, cloud: Session, wanted: WantedVm) -> None:
+        self.cloud = cloud
+        self.wanted = wanted
+        self.title = f"compute.instances {wanted.name}"
+        credentials = credentials_for(cloud.project)
+        self._instances = compute_v1.InstancesClient(credentials=credentials, transport="rest")
+        self._disks = compute_v1.DisksClient(credentials=credentials, transport="rest")
+        # A repeated request has the same requestId: Google carries it out once.
+        self._retry = retry.Retry(
+            predicate=retry.if_exception_type(
+                exceptions.TooManyRequests, exceptions.ServerError, requests.exceptions.ConnectionError
+            ),
+            timeout=RETRY_SECONDS,
+        )
+
+    def ensure(self) -> tuple[list[Difference], str]:
+        """Bring the machine to the wanted size and let it run.
+
+        Return what differed, and the machine type it has now: in check mode the present one, and the wanted one
+        while there is no machine.
+        """
+        actual = self._settled()
+        if actual is None:
+            return [], self.wanted.machine_type
+        present = actual.machine_type.rsplit("/", 1)[-1]
+        boot = next(disk for disk in actual.disks if disk.boot)
+        found = []
+        if present != self.wanted.machine_type:
+            found.append(Difference("machineType", present, self.wanted.machine_type))
+        if boot.disk_size_gb < self.wanted.disk_size_gib:
+            found.append(Difference("disks[0].diskSizeGb", boot.disk_size_gb, self.wanted.disk_size_gib))
+        if actual.status != RUNNING:
+            found.append(Difference("status", actual.status, RUNNING))
+        self._raise_if_refused(actual.status, present)
+        if self.cloud.check_mode:
+            return found, present
+        if boot.disk_size_gb < self.wanted.disk_size_gib:
+            self._resize(boot.source.rsplit("/", 1)[-1])
+        if present != self.wanted.machine_type:
+            self._change_type(actual.status)
+        if present != self.wanted.machine_type or actual.status != RUNNING:
+            self._start(present)
+        return found, self.wanted.machine_type
+
+    def _raise_if_refused(self, status: str, present: str) -> None:
+        if status not in {RUNNING, *STOPPED}:
+            raise CloudError(f"{self.title}: is {status}, and only what runs or is stopped is brought to a size")
+        if present != self.wanted.machine_type and status == RUNNING and not self.wanted.allow_stopping:
+            raise CloudError(
+                f"{self.title}: machineType is {present}, wanted {self.wanted.machine_type}. Google changes it only"
+                " while the machine is stopped, which takes a minute or two, and nothing was changed;"
+                " allow that with allow_stopping, or state the present value"
+            )
+
+    def _settled(self) -> Any:
+        """Return the machine once nothing passes over it any more, None when there is none."""
+        deadline = self.cloud.clock() + self.cloud.timeout_seconds
+        for pause in self.cloud.pauses(1.0):
+            actual = self._read()
+            if actual is None or actual.status not in PASSING or self.cloud.check_mode:
+                return actual
+            if self.cloud.clock() > deadline:
+                raise CloudError(f"{self.title}: still {actual.status} after {self.cloud.timeout_seconds:.0f} s")
+            self.cloud.sleep(min(pause, 10.0))
+        raise AssertionError("pauses never end")
+
+    def _read(self) -> Any:
+        purpose = f"Reading {self.title}"
+        try:
+            return self._call(purpose, self._instances.get, compute_v1.GetInstanceRequest(**self._instance))
+        except CloudError as error:
+            cause = error.__cause__
+            is_disabled = isinstance(cause, exceptions.Forbidden) and "accessNotConfigured" in str(cause.errors)
+            if isinstance(cause, exceptions.NotFound) or (is_disabled and self.cloud.check_mode):
+                return None
+            raise
+
+    @property
+    def _instance(self) -> dict[str, str]:
+        return {"project": self.cloud.project, "zone": self.wanted.zone, "instance": self.wanted.name}
+
+    def _resize(self, disk: str) -> None:
+        size = compute_v1.DisksResizeRequest(size_gb=self.wanted.disk_size_gib)
+        request = compute_v1.ResizeDiskRequest(
+            project=self.cloud.project,
+            zone=self.wanted.zone,
+            disk=disk,
+            request_id=str(uuid.uuid4()),
+            disks_resize_request_resource=size,
+        )
+        self._change(f"Resizing the disk of {self.title}", self._disks.resize, request)
+        self.cloud.warnings.append(f"{self.title}: its file system takes the new space of the disk at the next boot")
+
+    def _change_type(self, status: str) -> None:
+        if status == RUNNING:
+            stop = compute_v1.StopInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
+            self._change(f"Stopping {self.title}", self._instances.stop, stop)
+        link = f"zones/{self.wanted.zone}/machineTypes/{self.wanted.machine_type}"
+        request = compute_v1.SetMachineTypeInstanceRequest(
+            **self._instance,
+            request_id=str(uuid.uuid4()),
+            instances_set_machine_type_request_resource=compute_v1.InstancesSetMachineTypeRequest(machine_type=link),
+        )
+        self._change(f"Setting the machine type of {self.title}", self._instances.set_machine_type, request)
+
+    def _start(self, before: str) -> None:
+        request = compute_v1.StartInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
+        try:
+            self._change(f"Starting {self.title}", self._instances.start, request)
+        except CloudError as error:
+            fix = f"it is stopped: run again, or state another type; before this run it was {before}"
+            raise CloudError(f"{error}; {fix}") from error
+
+    def _change(self, purpose: str, send: Callable[..., Any], request: Any) -> None:
+        """Send a request and wait for the operation it began."""
+        operation = self._call(purpose, send, request)
+        try:
+            self._call(purpose, operation.result, timeout=self.cloud.timeout_seconds)
+        except concurrent.futures.TimeoutError as error:
+            took = f"not done after {self.cloud.timeout_seconds:.0f} s"
+            raise CloudError(f"{purpose}: {took}; run again later, the run goes on from here") from error
+
+    def _call(self, purpose: str, send: Callable[..., Any], *request: Any, **options: Any) -> Any:
+        try:
+            return send(*request, retry=self._retry, **options)
+        except exceptions.RetryError as error:
+            raise CloudError(f"{purpose}: {error.cause}") from error
+        except exceptions.GoogleAPICallError as error:
+            # Of an operation that failed, the status line says nothing.
+            failed = getattr(error.response, "error", None)
+            words = "; ".join(f"{one.message} ({one.code})" for one in failed.errors) if failed else error.message
+            raise CloudError(f"{purpose}: {words} (HTTP {error.code})") from error
+        except requests.exceptions.RequestException as error:
+            raise CloudError(f"{purpose}: no answer from compute.googleapis.com ({error})") from error
+
+
+def ensure_vm(cloud: Session, wanted: WantedVm) -> Json:
+    """Bring the machine to the wanted size and return the module's result."""
+    found, machine_type = Vm(cloud, wanted).ensure()
+    differences = [difference._asdict() for difference in found]
+    member = {"name": wanted.name, "changed": bool(found), "differences": differences}
+    result = batch_result("vms", [member], [], lambda _: f"compute.instances {wanted.name}")
+    del result["vms"]
+    return {**result, "differences": differences, "machine_type": machine_type}
