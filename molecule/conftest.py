@@ -15,7 +15,8 @@ Converge = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def converge(host: Host) -> Converge:
     """Run the scenario's converge.yml again on this host: options and variables in, the finished process out."""
-    environment = os.environ | {"ANSIBLE_NOCOLOR": "1"}
+    # Molecule forces colours, whose codes would stand in the middle of sentences.
+    environment = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
     playbook = pathlib.Path(environment["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
 
     def run(*options: str, **variables: object) -> "subprocess.CompletedProcess[str]":
