@@ -13,6 +13,7 @@ from emulator.errors import ApiError
 
 APIS = (
     "compute.v1",
+    "dns.v1",
     "sqladmin.v1",
     "sqladmin.v1beta4",
     "storage.v1",

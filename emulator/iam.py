@@ -32,6 +32,7 @@ ROLES: dict[str, list[str]] = {
     "roles/cloudsql.viewer": ["cloudsql.*.get", "cloudsql.*.list"],
     "roles/compute.admin": ["compute.*"],
     "roles/compute.networkAdmin": ["compute.networks.*", "compute.subnetworks.*", "compute.routers.*", "compute.*.get"],
+    "roles/dns.admin": ["dns.*"],
     "roles/compute.viewer": ["compute.*.get", "compute.*.list"],
     "roles/compute.osLogin": ["compute.instances.get", "compute.instances.osLogin"],
     "roles/compute.osAdminLogin": [

@@ -71,6 +71,7 @@ class Kind:
 PARENT_LINKS = {
     "instance": "projects/{project}/instances/{parent}",
     "network": "projects/{project}/global/networks/{parent}",
+    "managedZone": "projects/{project}/managedZones/{parent}",
 }
 
 
@@ -252,6 +253,18 @@ KINDS: dict[str, Kind] = {
         guard="etag",
         immutable=_fields("replication", "secretType"),
         rules=Rules(keyed={"topics": "name"}, write_only=_fields("ttl", "tags")),
+    ),
+    # Named <domain>./<type>, as in its URL.
+    "dns.resourceRecordSets": Kind(
+        api="dns.v1",
+        collection="resourceRecordSets",
+        schema="ResourceRecordSet",
+        parent="managedZone",
+        create="create",
+        body_identity={"name": "{name}", "type": "{type}"},
+        has_operations=False,
+        address_links=_fields("rrdatas"),
+        rules=Rules(sets=_fields("rrdatas")),
     ),
     "servicenetworking.connections": Kind(
         api="servicenetworking.v1",

@@ -143,7 +143,7 @@ class Resource:
         }
         if self.kind.parent:
             known[self.kind.parent] = scope["parent"]
-        return {key: known.get(key, scope["name"]) for key in self.method(name).path_parameters}
+        return {key: known.get(key, scope.get(key, scope["name"])) for key in self.method(name).path_parameters}
 
     # What the inventory says
 
@@ -535,7 +535,26 @@ class Bucket(Resource):
                 raise
 
 
-SPECIAL = {"serviceusage.services": Service, "servicenetworking.connections": Connection, "storage.buckets": Bucket}
+class Record(Resource):
+    """A DNS record set, whose name and type make up its URL: `mlflow.example.com./A`."""
+
+    @property
+    def scope(self) -> dict[str, str]:
+        """Names that make up its URL."""
+        name, _, kind = self.wanted.name.rpartition("/")
+        return {**super().scope, "name": name, "type": kind}
+
+    def update(self, body: Json, actual: Json) -> None:
+        """Send the record set whole: there is no token against a lost update."""
+        self.send("patch", "Changing", self.compare.without_outputs(self.compare.merged(body, actual)))
+
+
+SPECIAL = {
+    "serviceusage.services": Service,
+    "servicenetworking.connections": Connection,
+    "storage.buckets": Bucket,
+    "dns.resourceRecordSets": Record,
+}
 
 
 def resource_of(cloud: Session, wanted: Wanted) -> Resource:

@@ -26,6 +26,7 @@ options:
       - compute.networks
       - compute.routers
       - compute.subnetworks
+      - dns.resourceRecordSets
       - iam.serviceAccounts
       - secretmanager.secrets
       - servicenetworking.connections
@@ -40,7 +41,7 @@ options:
     description: Region or zone, for the kinds that have one in their URL.
     type: str
   parent:
-    description: Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections).
+    description: Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections), zone of a V(dns.resourceRecordSets).
     type: str
 seealso:
   - module: mlops.mlflow_gcp.gcp_resource

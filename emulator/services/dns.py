@@ -1,0 +1,191 @@
+"""Cloud DNS: managed zones and the record sets in them. Nothing here answers a DNS query."""
+
+import ipaddress
+import re
+
+from emulator.cloud import Call, serves
+from emulator.errors import ApiError
+from emulator.state import Resource, now
+
+_ZONE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+_DOMAIN = re.compile(r"((\*|[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9])?)\.)+")
+# https://cloud.google.com/dns/docs/records-overview#supported_dns_record_types
+_TYPES = {"A", "AAAA", "CAA", "CNAME", "DS", "HTTPS", "MX", "NAPTR", "NS", "PTR", "SOA", "SRV", "SVCB", "TXT"}
+_OF_THE_ZONE = {"SOA", "NS"}
+_ADDRESSES = {"A": ipaddress.IPv4Address, "AAAA": ipaddress.IPv6Address}
+_SERVERS = [f"ns-cloud-e{number}.googledomains.com." for number in range(1, 5)]
+
+
+def _zone_key(call: Call) -> str:
+    return f"dns/projects/{call.parameters['project']}/managedZones/{call.parameters['managedZone']}"
+
+
+def _need_zone(call: Call) -> tuple[str, Resource]:
+    key = _zone_key(call)
+    zone = call.state.resources.get(key)
+    if zone is None:
+        name = call.parameters["managedZone"]
+        raise ApiError(404, f"The 'parameters.managedZone' resource named '{name}' does not exist.")
+    return key, zone
+
+
+def _invalid(field: str, value: object) -> ApiError:
+    return ApiError(400, f"Invalid value for '{field}': '{value}'")
+
+
+@serves("dns.managedZones.create", permission="dns.managedZones.create")
+def _create_zone(call: Call) -> Resource:
+    body, project = call.body or {}, call.parameters["project"]
+    for field in ("name", "dnsName", "description"):
+        if not body.get(field):
+            raise ApiError(400, f"The 'entity.managedZone.{field}' parameter is required but was missing.")
+    name, domain = body["name"], body["dnsName"]
+    if not _ZONE_NAME.fullmatch(name):
+        raise _invalid("entity.managedZone.name", name)
+    if not _DOMAIN.fullmatch(domain):
+        raise _invalid("entity.managedZone.dnsName", domain)
+    if body.get("visibility", "public") != "public":
+        raise ApiError(501, "The emulated cloud has public zones only.")
+    key = f"dns/projects/{project}/managedZones/{name}"
+    if key in call.state.resources:
+        raise ApiError(409, f"The resource 'entity.managedZone' named '{name}' already exists")
+    zone: Resource = {
+        "dnssecConfig": {"kind": "dns#managedZoneDnsSecConfig", "state": "off"},
+        **body,
+        "kind": "dns#managedZone",
+        "visibility": "public",
+        "id": call.state.new_id(),
+        "nameServers": _SERVERS,
+        "creationTime": now(),
+    }
+    soa = f"{_SERVERS[0]} cloud-dns-hostmaster.google.com. 1 21600 3600 259200 300"
+    call.state.resources |= {
+        key: zone,
+        f"{key}/rrsets/{domain}/SOA": _record(domain, "SOA", 21600, [soa]),
+        f"{key}/rrsets/{domain}/NS": _record(domain, "NS", 21600, _SERVERS),
+    }
+    return zone
+
+
+def _record(name: str, kind: str, ttl: int, rrdatas: list[str]) -> Resource:
+    return {"kind": "dns#resourceRecordSet", "name": name, "type": kind, "ttl": ttl, "rrdatas": rrdatas}
+
+
+@serves("dns.managedZones.get", permission="dns.managedZones.get")
+def _get_zone(call: Call) -> Resource:
+    return _need_zone(call)[1]
+
+
+@serves("dns.managedZones.list", permission="dns.managedZones.list")
+def _list_zones(call: Call) -> Resource:
+    prefix = f"dns/projects/{call.parameters['project']}/managedZones/"
+    zones = [item for _, item in call.state.under(prefix) if item["kind"] == "dns#managedZone"]
+    wanted = call.parameters.get("dnsName")
+    zones = [zone for zone in zones if wanted in (None, zone["dnsName"])]
+    return {"kind": "dns#managedZonesListResponse", **call.page(zones, "managedZones")}
+
+
+@serves("dns.managedZones.delete", permission="dns.managedZones.delete")
+def _delete_zone(call: Call) -> None:
+    key, zone = _need_zone(call)
+    records = dict(call.state.under(f"{key}/rrsets/"))
+    if any(record["type"] not in _OF_THE_ZONE or record["name"] != zone["dnsName"] for record in records.values()):
+        message = f"The resource named '{zone['name']}' cannot be deleted because it contains one or more record sets"
+        raise ApiError(400, message, reason="containerNotEmpty")
+    for name in (*records, key):
+        del call.state.resources[name]
+
+
+def _place(call: Call) -> tuple[str, Resource | None]:
+    """Return the key of the record set that a call names, and the record set."""
+    zone, _ = _need_zone(call)
+    key = f"{zone}/rrsets/{call.parameters['name']}/{call.parameters['type']}"
+    return key, call.state.resources.get(key)
+
+
+def _need_record(call: Call) -> tuple[str, Resource]:
+    key, record = _place(call)
+    if record is None:
+        name = f"{call.parameters['name']} ({call.parameters['type']})"
+        raise ApiError(404, f"The 'parameters.name' resource named '{name}' does not exist.")
+    return key, record
+
+
+def _change(call: Call) -> None:
+    """Whoever writes a record set needs this too: https://cloud.google.com/dns/docs/access-control#permissions."""
+    call.cloud.access.require(call.principal, "dns.changes.create", [f"projects/{call.parameters['project']}"])
+
+
+def _checked(zone: Resource, record: Resource) -> Resource:
+    """Return a record set as it is kept; raises `ApiError` 400 for one that Google refuses."""
+    name, kind, data = record.get("name", ""), record.get("type", ""), record.get("rrdatas", [])
+    if record.get("routingPolicy"):
+        raise ApiError(501, "The emulated cloud has no routing policies.")
+    if not _DOMAIN.fullmatch(name) or not f".{name}".endswith(f".{zone['dnsName']}"):
+        raise _invalid("entity.name", name)
+    if kind not in _TYPES:
+        raise _invalid("entity.type", kind)
+    if not data or len(set(data)) != len(data):
+        raise _invalid("entity.rrdatas", data)
+    if int(record.get("ttl", 0)) < 0:
+        raise _invalid("entity.ttl", record["ttl"])
+    for text in data if kind in _ADDRESSES else []:
+        try:
+            _ADDRESSES[kind](text)
+        except ValueError as error:
+            raise _invalid("entity.rrdata", text) from error
+    return _record(name, kind, int(record.get("ttl", 0)), data)
+
+
+@serves("dns.resourceRecordSets.create", permission="dns.resourceRecordSets.create")
+def _create_record(call: Call) -> Resource:
+    _change(call)
+    zone_key, zone = _need_zone(call)
+    record = _checked(zone, call.body or {})
+    others = {item["type"] for _, item in call.state.under(f"{zone_key}/rrsets/{record['name']}/")}
+    if record["type"] in others:
+        name = f"{record['name']} ({record['type']})"
+        raise ApiError(409, f"The resource 'entity.rrset' named '{name}' already exists")
+    if others and ("CNAME" in others or record["type"] == "CNAME"):
+        message = f"The resource record set '{record['name']}' is invalid because a CNAME goes with no other record"
+        raise ApiError(400, message, reason="cnameResourceRecordSetConflict")
+    call.state.resources[f"{zone_key}/rrsets/{record['name']}/{record['type']}"] = record
+    return record
+
+
+@serves("dns.resourceRecordSets.get", permission="dns.resourceRecordSets.get")
+def _get_record(call: Call) -> Resource:
+    return _need_record(call)[1]
+
+
+@serves("dns.resourceRecordSets.list", permission="dns.resourceRecordSets.list")
+def _list_records(call: Call) -> Resource:
+    key, _ = _need_zone(call)
+    wanted = {field: call.parameters[field] for field in ("name", "type") if field in call.parameters}
+    if set(wanted) == {"type"}:
+        raise ApiError(400, "The 'parameters.name' parameter is required but was missing.", reason="required")
+    found = [item for _, item in call.state.under(f"{key}/rrsets/") if wanted.items() <= item.items()]
+    return {"kind": "dns#resourceRecordSetsListResponse", **call.page(found, "rrsets")}
+
+
+@serves("dns.resourceRecordSets.patch", permission="dns.resourceRecordSets.update")
+def _patch_record(call: Call) -> Resource:
+    _change(call)
+    key, record = _need_record(call)
+    changed = _checked(_need_zone(call)[1], {**record, **(call.body or {})})
+    for field in ("name", "type"):
+        if changed[field] != record[field]:
+            raise _invalid(f"entity.{field}", changed[field])
+    call.state.resources[key] = changed
+    return changed
+
+
+@serves("dns.resourceRecordSets.delete", permission="dns.resourceRecordSets.delete")
+def _delete_record(call: Call) -> Resource:
+    _change(call)
+    key, record = _need_record(call)
+    if record["type"] in _OF_THE_ZONE and record["name"] == _need_zone(call)[1]["dnsName"]:
+        message = f"The resource record set '{record['name']} ({record['type']})' is needed by the zone"
+        raise ApiError(400, message, reason="invalidZoneApex")
+    del call.state.resources[key]
+    return {}
