@@ -19,6 +19,8 @@ from emulator.state import Resource, State
 # What a fresh project of a new customer can use before anything is enabled.
 DEFAULT_SERVICES = ["logging.googleapis.com", "monitoring.googleapis.com", "storage.googleapis.com"]
 _ALWAYS_OPEN = {"serviceusage.googleapis.com", "cloudresourcemanager.googleapis.com", "iamcredentials.googleapis.com"}
+# What no project without a billing account can have enabled.
+BILLED_SERVICES = {f"{name}.googleapis.com" for name in ("compute", "dns", "secretmanager", "sqladmin")}
 ADDRESSES = ipaddress.IPv4Network("198.18.0.0/24")
 
 
@@ -47,9 +49,18 @@ class Cloud:
 
     def check_enabled(self, service: str, project: str) -> None:
         """Raises `ApiError` 403 SERVICE_DISABLED unless the project has the service's API enabled."""
+        number = self.state.projects.get(project, project)
+        if service in BILLED_SERVICES and not self.state.billing.get(project):
+            where = f"https://console.developers.google.com/billing/enable?project={number}"
+            raise ApiError(
+                403,
+                f"This API method requires billing to be enabled. Please enable billing on project #{number} by "
+                f"visiting {where} then retry.",
+                reason="forbidden",
+                details=[_error_info("BILLING_DISABLED", service, number)],
+            )
         if service in _ALWAYS_OPEN or service in self.state.services.get(project, []):
             return
-        number = self.state.projects.get(project, project)
         where = f"https://console.developers.google.com/apis/api/{service}/overview?project={number}"
         raise ApiError(
             403,
@@ -57,15 +68,17 @@ class Cloud:
             "then retry. If you enabled this API recently, wait a few minutes for the action to propagate to our "
             "systems and retry.",
             reason="accessNotConfigured",
-            details=[
-                {
-                    "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-                    "reason": "SERVICE_DISABLED",
-                    "domain": "googleapis.com",
-                    "metadata": {"service": service, "consumer": f"projects/{number}"},
-                }
-            ],
+            details=[_error_info("SERVICE_DISABLED", service, number)],
         )
+
+
+def _error_info(reason: str, service: str, number: str) -> Resource:
+    return {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": reason,
+        "domain": "googleapis.com",
+        "metadata": {"service": service, "consumer": f"projects/{number}"},
+    }
 
 
 @dataclasses.dataclass

@@ -19,6 +19,7 @@ APIS = (
     "storage.v1",
     "iam.v1",
     "iamcredentials.v1",
+    "cloudbilling.v1",
     "cloudresourcemanager.v1",
     "cloudresourcemanager.v3",
     "serviceusage.v1",

@@ -79,6 +79,7 @@ class Server:
         """Makes what a new state directory lacks: projects, the operator and its key, certificates."""
         state = self.cloud.state
         for project, number in PROJECTS.items():
+            state.billing.setdefault(project, "billingAccounts/000000-000000-000000")
             if project not in state.projects:
                 state.projects[project] = number
                 state.services[project] = list(DEFAULT_SERVICES)
@@ -273,6 +274,11 @@ class Server:
             case "GET", "client":
                 credentials = json.loads((state.directory / "credentials.json").read_text())
                 return web.json_response({"ca": (state.directory / "ca.pem").read_text(), "credentials": credentials})
+            case "POST", "quotas":
+                asked = await request.json()
+                place = f"{asked['project']}/{asked.get('region', 'global')}"
+                state.quotas.setdefault(place, {})[asked["metric"]] = asked["limit"]
+                return web.json_response(state.quotas)
             case "GET", "faults":
                 return web.json_response(self.faults)
             case "DELETE", "faults":
@@ -286,7 +292,7 @@ class Server:
                         raise web.HTTPBadRequest(text=f"A fault has method and any of {sorted(known)}.\n")
                     self.faults.append({"times": 1} | fault)
                 return web.json_response(self.faults)
-        raise web.HTTPNotFound(text="Try /_emulator/health, log, state, client or faults.\n")
+        raise web.HTTPNotFound(text="Try /_emulator/health, log, state, client, quotas or faults.\n")
 
 
 def _host(request: web.Request) -> str:

@@ -46,7 +46,8 @@ class State:
     `resources` maps a full name such as `compute/projects/p/global/networks/n` to the resource; `objects` a bucket to
     object names to their generations, oldest first; `policies` a resource to its IAM policy; `services` a project to
     its enabled services; `operations` an operation's path to its record; `keys` a service account key's id to
-    `{email, certificate}`; `retired` holds names that cannot be used again.
+    `{email, certificate}`; `retired` holds names that cannot be used again; `quotas` the
+    limits that were set, by metric, for `<project>/<region or global>`; `billing` a project to its billing account.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -66,6 +67,8 @@ class State:
         self.keys: dict[str, Resource] = tables.get("keys", {})
         self.uploads: dict[str, Resource] = tables.get("uploads", {})
         self.retired: list[str] = tables.get("retired", [])
+        self.quotas: dict[str, dict[str, float]] = tables.get("quotas", {})
+        self.billing: dict[str, str] = tables.get("billing", {})
         self.signing_key: str = tables.get("signing_key", "") or secrets.token_hex(32)
         self.last_id: int = tables.get("last_id", 10**18 + secrets.randbelow(10**17))
 

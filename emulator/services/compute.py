@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from emulator import quotas
 from emulator.cloud import ADDRESSES, Call, Cloud, Handler, filtered, patched, serves
 from emulator.errors import ApiError, invalid, not_found
 from emulator.operations import Work, new_name
@@ -441,6 +442,7 @@ def _aggregated_list(call: Call) -> Resource:
 def _insert(call: Call) -> Resource:
     path, resource = new_resource(call, call.body or {})
     COLLECTIONS[collection_of(call)].prepare(call, resource)
+    quotas.check(call.state, call.parameters["project"], call.parameters.get("region"), quotas.taken(resource))
     call.state.resources[f"compute/{path}"] = resource
     return start(call, path, creates=(f"compute/{path}",))
 
@@ -562,7 +564,22 @@ def _catalog_get(call: Call) -> Resource:
     found = catalog.find(path)
     if found is None:
         raise not_found(path)
+    if collection == "regions":
+        return {**found, "quotas": quotas.quotas(call.state, call.parameters["project"], call.parameters["region"])}
     return found
+
+
+@serves("compute.projects.get", permission="compute.projects.get")
+def _project(call: Call) -> Resource:
+    project = call.parameters["project"]
+    return {
+        "kind": call.kind,
+        "id": call.state.projects[project],
+        "name": project,
+        "creationTimestamp": "2026-01-01T00:00:00.000-00:00",
+        "quotas": quotas.quotas(call.state, project, None),
+        "selfLink": f"{BASE}projects/{project}",
+    }
 
 
 for _collection in ("regions", "zones", "machineTypes", "diskTypes"):

@@ -1,5 +1,8 @@
 """Compute Engine instances: machines that exist outside the state too."""
 
+from collections import Counter
+
+from emulator import quotas
 from emulator.cloud import Call, patched, serves
 from emulator.errors import ApiError, invalid
 from emulator.services import compute
@@ -26,6 +29,7 @@ def _insert(call: Call) -> Resource:
     instance |= {"_project": project, "_family": _family(call, instance), "status": "PROVISIONING"}
     _place_network(call, instance)
     _check_accounts(call, instance)
+    _check_quotas(call, quotas.taken(instance) + _wanted_disks(instance))
     created = [f"compute/{path}", *_make_disks(call, instance)]
     for field in ("metadata", "tags"):
         instance[field] = _with_fingerprint(
@@ -111,6 +115,19 @@ def _check_accounts(call: Call, instance: Resource) -> None:
         call.cloud.access.require(call.principal, "iam.serviceAccounts.actAs", [name, "/".join(name.split("/")[:2])])
 
 
+def _check_quotas(call: Call, needed: Counter[str]) -> None:
+    quotas.check(call.state, call.parameters["project"], call.parameters["zone"][:-2], needed)
+
+
+def _wanted_disks(instance: Resource) -> Counter[str]:
+    """Return what the disks that come with an instance take of each quota."""
+    wanted: Counter[str] = Counter()
+    for disk in instance["disks"]:
+        initial = disk.get("initializeParams", {})
+        wanted[quotas.disk_metric(initial.get("diskType", "pd-standard"))] += int(initial.get("diskSizeGb") or 10)
+    return wanted
+
+
 def _make_disks(call: Call, instance: Resource) -> list[str]:
     """Makes the disks that come with an instance; returns their full names."""
     zone = f"projects/{call.parameters['project']}/zones/{call.parameters['zone']}"
@@ -180,6 +197,8 @@ def _delete(call: Call) -> Resource:
 def _power(call: Call) -> Resource:
     path, instance = _instance(call)
     effect = getattr(call.cloud.effects, f"{call.verb}_instance")
+    if call.verb == "start" and instance["status"] == "TERMINATED":
+        _check_quotas(call, quotas.taken({**instance, "status": "RUNNING"}))
 
     def finish() -> None:
         stopped = call.verb == "stop"
@@ -219,6 +238,8 @@ def _resize(call: Call) -> Resource:
     disk, size = call.cloud.need(f"compute/{path}"), (call.body or {}).get("sizeGb", "")
     if not size or int(size) <= int(disk["sizeGb"]):
         raise invalid("sizeGb", size, f"New disk size must be larger than the current size of {disk['sizeGb']} GB.")
+
+    _check_quotas(call, Counter({quotas.disk_metric(disk["type"]): int(size) - int(disk["sizeGb"])}))
 
     def finish() -> None:
         disk["sizeGb"] = size

@@ -1,6 +1,8 @@
 """Resource Manager, Service Usage and Service Networking: what belongs to a project as a whole."""
 
-from emulator.cloud import Call, held_permissions, serves
+import re
+
+from emulator.cloud import BILLED_SERVICES, Call, held_permissions, serves
 from emulator.discovery import APIS
 from emulator.errors import ApiError, not_found
 from emulator.operations import Work, new_name
@@ -57,6 +59,34 @@ def _set_policy(call: Call) -> Resource:
 
 
 serves("cloudresourcemanager.projects.testIamPermissions", resources=_of_project)(held_permissions)
+
+
+def _billing(project: str, account: str) -> Resource:
+    return {
+        "name": f"projects/{project}/billingInfo",
+        "projectId": project,
+        "billingAccountName": account,
+        "billingEnabled": bool(account),
+    }
+
+
+@serves("cloudbilling.projects.getBillingInfo", permission="resourcemanager.projects.get", resources=_of_project)
+def _get_billing(call: Call) -> Resource:
+    return _billing(_project_id(call), call.state.billing.get(_project_id(call), ""))
+
+
+@serves(
+    "cloudbilling.projects.updateBillingInfo",
+    permission="resourcemanager.projects.createBillingAssignment",
+    resources=_of_project,
+)
+def _update_billing(call: Call) -> Resource:
+    """Links a billing account, or with an empty name unlinks the one there is."""
+    account = (call.body or {}).get("billingAccountName", "")
+    if account and not re.fullmatch(r"billingAccounts/[0-9A-F]{6}(-[0-9A-F]{6}){2}", account):
+        raise ApiError(400, "Request contains an invalid argument.")
+    call.state.billing[_project_id(call)] = account
+    return _billing(_project_id(call), account)
 
 
 def _start(
@@ -120,6 +150,14 @@ def _enable(call: Call) -> Resource:
     asked = (call.body or {}).get("serviceIds", []) if batch else [call.name.rpartition("/")[2]]
     for service in asked:
         _service(call, project, service)
+    billed = sorted(BILLED_SERVICES & {*asked})
+    if billed and not call.state.billing.get(project):
+        raise ApiError(
+            400,
+            f"Billing account for project '{call.state.projects[project]}' is not found. Billing must be enabled for "
+            f"activation of service(s) '{','.join(billed)}' to proceed.",
+            status="FAILED_PRECONDITION",
+        )
 
     def finish() -> None:
         call.state.services[project] = sorted({*call.state.services[project], *asked})

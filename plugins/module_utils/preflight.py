@@ -1,7 +1,7 @@
 """What the inventory must satisfy before anything is made, as pure functions.
 
 Every function returns a list of `Problem`; an empty list means nothing is wrong. Nothing here reads the
-environment or talks to the cloud by itself: `check_cloud` is given the function that asks.
+environment or talks to the cloud: `preflight_cloud` has what it takes to ask there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,26 @@ PERMISSIONS = {
     "roles/iam.serviceAccountAdmin": ("iam.serviceAccounts.create",),
     "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs",),
     "roles/storage.admin": ("storage.buckets.create",),
-    "roles/cloudsql.admin": ("cloudsql.instances.create",),
+    "roles/cloudsql.admin": ("cloudsql.databases.create", "cloudsql.instances.create", "cloudsql.users.create"),
+    "roles/dns.admin": ("dns.changes.create", "dns.resourceRecordSets.create"),
     "roles/secretmanager.admin": ("secretmanager.secrets.create",),
+}
+# What is not needed while a variable is set, or while it is not.
+SPARED_PERMISSIONS = {
+    ("platform_existing_network", True): (
+        "compute.globalAddresses.createInternal",
+        "compute.networks.create",
+        "compute.routers.create",
+        "servicenetworking.services.addPeering",
+    ),
+    ("platform_existing_subnetwork", True): ("compute.subnetworks.create",),
+    ("platform_existing_bucket", True): ("storage.buckets.create",),
+    ("platform_existing_sql_instance", True): ("cloudsql.instances.create",),
+    ("platform_existing_service_account", True): ("iam.serviceAccounts.create",),
+    ("platform_dns_zone", False): ("dns.changes.create", "dns.resourceRecordSets.create"),
 }
 # What a problem about them is named after.
 PERMISSIONS_OF = "permissions in platform_project"
-_PROJECTS = "https://cloudresourcemanager.googleapis.com/v1/projects"
-_ACT_AS = "iam.serviceAccounts.actAs"
 
 # https://cloud.google.com/resource-manager/docs/creating-managing-projects#before_you_begin
 _PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
@@ -61,11 +74,18 @@ _EMAIL = re.compile(r"[^@\s\"'<>]+@[^@\s\"'<>]+\.[^@\s\"'<>.]+")
 _LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
 _LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 _MEMBER = re.compile(r"(user|group|serviceAccount):[^@\s]+@[^@\s]+")
+# What each name of something that is there already has to look like, and what is usually written in its place.
+_EXISTING = {
+    "platform_existing_network": _RESOURCE_NAME,
+    "platform_existing_subnetwork": _RESOURCE_NAME,
+    "platform_existing_bucket": re.compile(r"[a-z0-9][-._a-z0-9]{1,61}[a-z0-9]"),
+    "platform_existing_sql_instance": re.compile(r"[a-z][-a-z0-9]{0,96}"),
+    "platform_existing_service_account": re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]"),
+    "platform_dns_zone": _RESOURCE_NAME,
+}
+# Cloud SQL has this range for itself: https://cloud.google.com/sql/docs/postgres/private-ip
+_SQL_RANGE = ipaddress.IPv4Network("172.17.0.0/16")
 _SECRET_SUFFIXES = ("_password", "_token", "_secret")
-
-Response = tuple[int, dict[str, Any]]
-# GETs a URL, or POSTs to it when there is a body.
-Ask = Callable[..., Response]
 
 
 @dataclass(frozen=True)
@@ -158,6 +178,7 @@ def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[P
     checker = _Checker(variables, str(inventory_dir / "group_vars" / "platform" / "main.yml"))
     _check_place(checker, inventory_dir)
     _check_names(checker)
+    _check_existing(checker)
     _check_reach(checker)
     _check_machines(checker)
     _check_removal(checker)
@@ -210,7 +231,22 @@ def _check_names(checker: _Checker) -> None:
             )
 
 
+def _check_existing(checker: _Checker) -> None:
+    for variable, pattern in _EXISTING.items():
+        if checker.variables.get(variable) != "":
+            fix = "write its name alone, without a path, an @ or a domain; or leave it out, to have it made"
+            checker.matches(variable, pattern, "not a name of such a thing", fix)
+    bucket = checker.variables.get("platform_existing_bucket")
+    if bucket and checker.variables.get("platform_bucket") != bucket:
+        checker.add("platform_bucket", f"not platform_existing_bucket, which is {bucket}", "leave platform_bucket out")
+    if checker.variables.get("platform_existing_subnetwork") and not checker.variables.get("platform_existing_network"):
+        fix = "write platform_existing_network too: the network that the subnetwork is in"
+        checker.add("platform_existing_subnetwork", "given without its network", fix)
+
+
 def _check_bucket(checker: _Checker) -> None:
+    if checker.variables.get("platform_existing_bucket"):
+        return
     bucket = checker.variables.get("platform_bucket")
     fix = "write platform_bucket: a name of 3 to 63 characters that no other bucket in the world has"
     checker.matches(
@@ -273,6 +309,9 @@ def _check_machines(checker: _Checker) -> None:
         # https://cloud.google.com/vpc/docs/subnets#valid-ranges
         if not network.is_private or network.prefixlen > 29:
             checker.add("platform_subnetwork_cidr", "not a private range of /29 or larger", "write 10.10.0.0/24")
+        if network.overlaps(_SQL_RANGE):
+            problem = f"overlaps {_SQL_RANGE}, from which Cloud SQL cannot be reached"
+            checker.add("platform_subnetwork_cidr", problem, "write another private range, such as 10.10.0.0/24")
     postgres = re.fullmatch(r"POSTGRES_(\d+)", str(variables.get("platform_sql_database_version")))
     if not postgres or int(postgres[1]) < LOWEST_POSTGRES_VERSION:
         checker.add(
@@ -292,7 +331,11 @@ def _check_machines(checker: _Checker) -> None:
 
 def _check_removal(checker: _Checker) -> None:
     """Refuse a name that is not the deployment's own: who names something else means something else."""
-    own = {"bucket": "platform_bucket", "database": "platform_name", "project": "platform_project"}
+    own = {"bucket": "platform_bucket", "database": "platform_sql_instance", "project": "platform_project"}
+    if checker.variables.get("platform_existing_bucket") and checker.variables.get("platform_destroy_bucket"):
+        problem = "a bucket that was there already, which is never removed"
+        checker.add("platform_destroy_bucket", problem, "leave it out")
+        del own["bucket"]
     for part, source in own.items():
         variable, name = f"platform_destroy_{part}", checker.variables.get(source)
         if (checker.variables.get(variable) or name) != name:
@@ -405,98 +448,3 @@ def check_dynamic_inventory(variables: Mapping[str, Any], inventory_dir: Path) -
             )
         )
     return problems
-
-
-def check_cloud(ask: Ask, variables: Mapping[str, Any], where: str) -> tuple[list[Problem], list[str]]:
-    """Return what the cloud says against the inventory, and what it could not say yet.
-
-    `ask` GETs a URL, or POSTs a body to it, and returns (HTTP status, JSON body). A project in which an API was never
-    enabled answers 403 SERVICE_DISABLED: not a problem, since the first run enables it, but a check that could not be
-    made.
-    """
-    project = variables["platform_project"]
-    status, body = ask(f"{_PROJECTS}/{project}")
-    if status != 200 and not _service_disabled(body):
-        problem = f"the project cannot be reached with these credentials: {_message(status, body)}"
-        fix = "check the id (gcloud projects list), and that the account you are logged in with may see the project"
-        return [Problem("platform_project", repr(project), problem, f"{fix} (in {where})")], []
-    if status == 200 and body.get("lifecycleState") != "ACTIVE":
-        problem = f"the project is {body.get('lifecycleState')}"
-        fix = f"restore it (gcloud projects undelete {project}), or write another (in {where})"
-        return [Problem("platform_project", repr(project), problem, fix)], []
-    found = [
-        _check_permissions(ask, variables),
-        _check_region_and_zone(ask, variables, where),
-        _check_bucket_owner(ask, variables, body.get("projectNumber"), where),
-    ]
-    return [problem for problems, _ in found for problem in problems], [note for _, notes in found for note in notes]
-
-
-def _check_permissions(ask: Ask, variables: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
-    project = variables["platform_project"]
-    wanted = sorted(permission for permissions in PERMISSIONS.values() for permission in permissions)
-    status, body = ask(f"{_PROJECTS}/{project}:testIamPermissions", {"permissions": wanted})
-    if status != 200:
-        return [], [f"Whether these credentials may make all this was not checked: {_message(status, body)}"]
-    held = set(body.get("permissions", []))
-    if _ACT_AS not in held:
-        # It may have been given on the servers' account alone.
-        account = f"projects/{project}/serviceAccounts/{variables['platform_service_account_email']}"
-        url = f"https://iam.googleapis.com/v1/{account}:testIamPermissions"
-        held |= set(ask(url, {"permissions": [_ACT_AS]})[1].get("permissions", []))
-    missing = {role: sorted(set(permissions) - held) for role, permissions in PERMISSIONS.items()}
-    roles = [role for role, permissions in missing.items() if permissions]
-    if not roles:
-        return [], []
-    lacking = ", ".join(permission for role in roles for permission in missing[role])
-    problem = f"these credentials lack {lacking}"
-    fix = f"have roles/owner granted on the project to the account you are logged in with, or {', '.join(roles)}"
-    return [Problem(PERMISSIONS_OF, repr(project), problem, fix)], []
-
-
-def _check_bucket_owner(
-    ask: Ask, variables: Mapping[str, Any], number: str | None, where: str
-) -> tuple[list[Problem], list[str]]:
-    bucket = variables["platform_bucket"]
-    status, body = ask(f"https://storage.googleapis.com/storage/v1/b/{bucket}")
-    if status == 404 or _service_disabled(body) or (status == 200 and number in (body.get("projectNumber"), None)):
-        return [], []
-    if status in (200, 403):
-        problem = "a bucket of this name is somebody else's, or these credentials may not read it"
-        fix = f"write platform_bucket: a name that no other bucket in the world has (in {where})"
-        return [Problem("platform_bucket", repr(bucket), problem, fix)], []
-    return [], [f"Whether the bucket {bucket} can be made was not checked: {_message(status, body)}"]
-
-
-def _check_region_and_zone(ask: Ask, variables: Mapping[str, Any], where: str) -> tuple[list[Problem], list[str]]:
-    project, region, zone = (variables[f"platform_{key}"] for key in ("project", "region", "zone"))
-    compute = f"https://compute.googleapis.com/compute/v1/projects/{project}"
-    status, body = ask(f"{compute}/regions/{region}")
-    if _service_disabled(body):
-        note = f"Compute Engine is not enabled in {project} yet: whether {region} and {zone} exist was not checked."
-        return [], [note]
-    if status != 200:
-        problem = f"no such region: {_message(status, body)}"
-        return [
-            Problem("platform_region", repr(region), problem, f"pick one of: gcloud compute regions list (in {where})")
-        ], []
-    zones = sorted(link.rsplit("/", 1)[-1] for link in body.get("zones", []))
-    if zone not in zones:
-        problem = f"region {region} has no such zone"
-        return [Problem("platform_zone", repr(zone), problem, f"write one of {', '.join(zones)} (in {where})")], []
-    return [], []
-
-
-def _service_disabled(body: Mapping[str, Any]) -> bool:
-    """Whether an error is about an API not enabled. https://cloud.google.com/apis/design/errors#error_info."""
-    error = body.get("error")
-    if not isinstance(error, dict):
-        return False
-    reasons = {item.get("reason") for key in ("details", "errors") for item in error.get(key, [])}
-    return bool(reasons & {"SERVICE_DISABLED", "accessNotConfigured"})
-
-
-def _message(status: int, body: Mapping[str, Any]) -> str:
-    error = body.get("error")
-    text = error.get("message") if isinstance(error, dict) else None
-    return f"HTTP {status} {text or ''}".rstrip()

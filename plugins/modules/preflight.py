@@ -9,8 +9,9 @@ short_description: Check the inventory and the cloud before anything is made
 version_added: 0.1.0
 description:
   - Checks every C(platform_*) variable, where each is set, and the version of MLflow.
-  - When the inventory is clean, checks the credentials, the project, the permissions in it, the region, the zone and
-    whose the bucket's name is.
+  - When the inventory is clean, checks the credentials, the project and its billing, the permissions in it, the region
+    and the zone, the quotas, names that are taken, whether what is there already is fit for use, address ranges that
+    overlap, and where the domain points.
   - Reports all problems of a stage at once, each with variable, value, problem and fix.
   - Reads only.
 author: MLOps (@mlops)
@@ -25,6 +26,10 @@ options:
       - Directory of the inventory, whose files are searched for values that cannot win.
     type: path
     required: true
+  for_removal:
+    description: Whether a deployment is to be removed; then it does not matter whether one could be made.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Runs the same in check mode, but for missing permissions, which are a warning then.
@@ -59,11 +64,12 @@ problems:
 """
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import preflight
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import preflight, preflight_cloud
 
 try:
     import google.auth
@@ -91,6 +97,7 @@ def main() -> None:
         argument_spec={
             "variables": {"type": "dict", "required": True},
             "inventory_dir": {"type": "path", "required": True},
+            "for_removal": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -100,7 +107,7 @@ def main() -> None:
     variables, inventory_dir = module.params["variables"], Path(module.params["inventory_dir"])
     problems = preflight.check_inventory(variables, inventory_dir)
     if not problems:
-        problems, notes = check_cloud(variables, str(inventory_dir))
+        problems, notes = check_cloud(variables, str(inventory_dir), for_removal=module.params["for_removal"])
         if module.check_mode:
             # Whoever only looks need not be able to change anything.
             notes += [problem.problem for problem in problems if problem.variable == preflight.PERMISSIONS_OF]
@@ -112,7 +119,9 @@ def main() -> None:
     module.exit_json(changed=False, problems=[])
 
 
-def check_cloud(variables: dict[str, str], where: str) -> tuple[list[preflight.Problem], list[str]]:
+def check_cloud(
+    variables: dict[str, Any], where: str, *, for_removal: bool
+) -> tuple[list[preflight.Problem], list[str]]:
     """Log in and check the cloud; what goes wrong on the way is a problem like any other."""
     name = "GOOGLE_APPLICATION_CREDENTIALS or gcloud's own"
     try:
@@ -121,16 +130,17 @@ def check_cloud(variables: dict[str, str], where: str) -> tuple[list[preflight.P
         retries = urllib3.Retry(
             4, allowed_methods=None, backoff_factor=1, status_forcelist=PASSING_STATUSES, raise_on_status=False
         )
-        session.mount("https://", requests.adapters.HTTPAdapter(max_retries=retries))
+        adapter = requests.adapters.HTTPAdapter(max_retries=retries, pool_maxsize=preflight_cloud.THREADS)
+        session.mount("https://", adapter)
 
-        def ask(url: str, body: dict[str, Any] | None = None) -> preflight.Response:
+        def ask(url: str, body: dict[str, Any] | None = None) -> preflight_cloud.Response:
             response = session.request("POST" if body else "GET", url, json=body, timeout=TIMEOUT_SECONDS)
             try:
                 return response.status_code, response.json()
             except json.JSONDecodeError:
                 return response.status_code, {}
 
-        return preflight.check_cloud(ask, variables, where)
+        return preflight_cloud.check_cloud(ask, variables, where, resolve, for_removal=for_removal)
     except google.auth.exceptions.DefaultCredentialsError as error:
         return [preflight.Problem("credentials", name, f"none that can be used: {error}", LOG_IN)], []
     except google.auth.exceptions.RefreshError as error:
@@ -140,6 +150,14 @@ def check_cloud(variables: dict[str, str], where: str) -> tuple[list[preflight.P
             "check the network, HTTPS_PROXY, and REQUESTS_CA_BUNDLE when a proxy has a certificate authority of its own"
         )
         return [preflight.Problem("network", "googleapis.com", f"cannot be reached: {error}", fix)], []
+
+
+def resolve(name: str) -> list[str]:
+    """Return the addresses of a name, none when this machine cannot tell."""
+    try:
+        return sorted({str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)})
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The rules an inventory must satisfy, and how the cloud's answers are read."""
+"""The rules an inventory must satisfy."""
 
 from __future__ import annotations
 
@@ -30,10 +30,16 @@ GOOD: dict[str, Any] = {
     "platform_disk_size_gib": 50,
     "platform_subnetwork_cidr": "10.10.0.0/24",
     "platform_sql_database_version": "POSTGRES_17",
+    "platform_existing_network": "",
+    "platform_existing_subnetwork": "",
+    "platform_existing_bucket": "",
+    "platform_existing_sql_instance": "",
+    "platform_existing_service_account": "",
+    "platform_dns_zone": "",
+    "platform_network_name": "mlflow",
+    "platform_sql_instance": "mlflow",
     "mlflow_version": "3.17.2",
 }
-DISABLED = {"error": {"message": "not used before", "details": [{"reason": "SERVICE_DISABLED"}]}}
-DENIED = {"error": {"message": "The caller does not have permission", "status": "PERMISSION_DENIED"}}
 
 
 @pytest.fixture
@@ -89,6 +95,14 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_subnetwork_cidr", "10.10.0.0/30"),
         ("platform_subnetwork_cidr", "8.8.8.0/24"),
         ("platform_subnetwork_cidr", ""),
+        ("platform_subnetwork_cidr", "172.17.4.0/24"),
+        ("platform_existing_network", "global/networks/shared"),
+        ("platform_existing_network", None),
+        ("platform_existing_subnetwork", "shared"),
+        ("platform_existing_bucket", "gs://shared"),
+        ("platform_existing_sql_instance", "demo-project:europe-west1:shared"),
+        ("platform_existing_service_account", "mlflow@demo-project.iam.gserviceaccount.com"),
+        ("platform_dns_zone", "example.com"),
         ("platform_sql_database_version", "POSTGRES_16"),
         ("platform_sql_database_version", "MYSQL_8_0"),
         ("mlflow_version", "3.16.1"),
@@ -181,103 +195,11 @@ def test_servers_are_looked_for_where_they_are_made(inventory_dir: Path, content
     assert "gcp.yml" in problem.fix
 
 
-def cloud(answers: dict[str, preflight.Response]) -> Any:
-    """Return an `ask` of a good cloud but for these answers, by the ends of URLs."""
-    known = {**GOOD_CLOUD, **answers}
-
-    def ask(url: str, body: Any = None) -> preflight.Response:
-        assert (body is None) != url.endswith(":testIamPermissions")
-        return next(answer for end, answer in known.items() if url.endswith(end))
-
-    return ask
-
-
-ALL = {"permissions": [permission for permissions in preflight.PERMISSIONS.values() for permission in permissions]}
-ZONE = "https://www.googleapis.com/compute/v1/projects/demo-project/zones/europe-west1-b"
-PROJECT, REGION = "projects/demo-project", "regions/europe-west1"
-HELD, HELD_ON_ACCOUNT = "demo-project:testIamPermissions", "gserviceaccount.com:testIamPermissions"
-BUCKET = "b/demo-project-mlflow-artifacts"
-GOOD_CLOUD: dict[str, preflight.Response] = {
-    PROJECT: (200, {"lifecycleState": "ACTIVE", "projectNumber": "17"}),
-    HELD: (200, ALL),
-    HELD_ON_ACCOUNT: (404, {}),
-    REGION: (200, {"zones": [ZONE]}),
-    BUCKET: (404, {}),
-}
-
-
-def without(*permissions: str) -> preflight.Response:
-    return 200, {"permissions": sorted(set(ALL["permissions"]) - set(permissions))}
-
-
-@pytest.mark.parametrize(
-    "answers",
-    [
-        {},
-        {BUCKET: (200, {"projectNumber": "17"})},
-        {
-            HELD: without("iam.serviceAccounts.actAs"),
-            HELD_ON_ACCOUNT: (200, {"permissions": ["iam.serviceAccounts.actAs"]}),
-        },
-    ],
-    ids=["empty", "our bucket", "act as the account alone"],
-)
-def test_a_good_cloud_has_no_problem(answers: dict[str, preflight.Response]) -> None:
-    assert preflight.check_cloud(cloud(answers), GOOD, "inventories/prod") == ([], [])
-
-
-@pytest.mark.parametrize(
-    ("answers", "variable", "expected"),
-    [
-        ({PROJECT: (403, DENIED)}, "platform_project", "does not have permission"),
-        ({PROJECT: (404, {})}, "platform_project", "HTTP 404"),
-        ({PROJECT: (200, {"lifecycleState": "DELETE_REQUESTED"})}, "platform_project", "DELETE_REQ"),
-        ({REGION: (404, {})}, "platform_region", "no such region"),
-        ({REGION: (200, {"zones": []})}, "platform_zone", "no such"),
-        ({BUCKET: (200, {"projectNumber": "18"})}, "platform_bucket", "somebody else's"),
-        ({BUCKET: (403, DENIED)}, "platform_bucket", "somebody else's"),
-    ],
-)
-def test_the_cloud_says_no(answers: dict[str, preflight.Response], variable: str, expected: str) -> None:
-    (problem,), notes = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
-
-    assert problem.variable == variable
-    assert expected in problem.problem
-    assert "inventories/prod" in problem.fix
-    assert notes == []
-
-
-def test_all_that_the_cloud_says_is_said_at_once() -> None:
-    answers = {HELD: without("cloudsql.instances.create"), REGION: (404, {}), BUCKET: (403, DENIED)}
-
-    problems, _ = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
-
-    assert len(problems) == 3
-
-
-def test_missing_permissions_are_named_with_the_roles_that_have_them() -> None:
-    answers = {HELD: without("cloudsql.instances.create", "compute.networks.create", "compute.routers.create")}
-
-    (problem,), _ = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
-
-    assert problem.problem.endswith("lack compute.networks.create, compute.routers.create, cloudsql.instances.create")
-    assert problem.fix.endswith("or roles/compute.networkAdmin, roles/cloudsql.admin")
-
-
-def test_what_could_not_be_checked_is_a_note_and_not_a_problem() -> None:
-    answers = dict.fromkeys(GOOD_CLOUD, (403, DISABLED))
-
-    problems, notes = preflight.check_cloud(cloud(answers), GOOD, "inventories/prod")
-
-    assert problems == []
-    assert [word in note for word, note in zip(("credentials", "europe-west1"), notes, strict=True)] == [True, True]
-
-
 @pytest.mark.parametrize(
     ("variable", "right"),
     [
         ("platform_destroy_bucket", GOOD["platform_bucket"]),
-        ("platform_destroy_database", GOOD["platform_name"]),
+        ("platform_destroy_database", GOOD["platform_sql_instance"]),
         ("platform_destroy_project", GOOD["platform_project"]),
     ],
 )
@@ -287,3 +209,31 @@ def test_only_the_deployments_own_names_can_be_destroyed(inventory_dir: Path, va
     (problem,) = preflight.check_inventory({**GOOD, variable: "another"}, inventory_dir)
     assert (problem.variable, problem.value) == (variable, "'another'")
     assert f"give -e {variable}={right}" in problem.fix
+
+
+def test_what_is_there_already_is_named_without_a_problem(inventory_dir: Path) -> None:
+    names = {"network": "shared", "subnetwork": "shared-west", "sql_instance": "shared-db", "service_account": "runner"}
+    existing = {f"platform_existing_{kind}": name for kind, name in names.items()}
+    bucket = {"platform_existing_bucket": "shared.example.com", "platform_bucket": "shared.example.com"}
+
+    assert preflight.check_inventory({**GOOD, **existing, **bucket}, inventory_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "variable", "expected"),
+    [
+        ({"platform_existing_bucket": "shared"}, "platform_bucket", "leave platform_bucket out"),
+        (
+            {"platform_existing_bucket": "shared", "platform_bucket": "shared", "platform_destroy_bucket": "shared"},
+            "platform_destroy_bucket",
+            "leave it out",
+        ),
+    ],
+)
+def test_a_bucket_that_was_there_is_not_made_nor_removed(
+    inventory_dir: Path, values: dict[str, str], variable: str, expected: str
+) -> None:
+    (problem,) = preflight.check_inventory({**GOOD, **values}, inventory_dir)
+
+    assert problem.variable == variable
+    assert expected in problem.fix

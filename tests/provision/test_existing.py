@@ -1,0 +1,172 @@
+"""What is there already is used, and stays as it is: a deployment comes and goes beside somebody else's things."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.emulator.conftest import Running
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROJECT = "demo-project"
+COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
+SQL = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances"
+DNS = f"https://dns.googleapis.com/dns/v1/projects/{PROJECT}/managedZones"
+ACCOUNTS = f"https://iam.googleapis.com/v1/projects/{PROJECT}/serviceAccounts"
+STORAGE = "https://storage.googleapis.com/storage/v1/b"
+NETWORKING = "https://servicenetworking.googleapis.com/v1/services/servicenetworking.googleapis.com"
+NETWORK = f"projects/{PROJECT}/global/networks/shared"
+RECORD = f"{DNS}/example-com/rrsets/mlflow.example.com./A"
+EXISTING = {
+    "platform_domain": "mlflow.example.com",
+    "platform_existing_network": "shared",
+    "platform_existing_subnetwork": "shared-west",
+    "platform_existing_bucket": "shared-artifacts",
+    "platform_existing_sql_instance": "shared-db",
+    "platform_dns_zone": "example-com",
+}
+PROVISION = ("playbooks/preflight.yml", "playbooks/provision.yml")
+CONFIRMED = ("-e", f"platform_destroy_project={PROJECT}")
+NAMED = (*CONFIRMED, "-e", "platform_destroy_database=shared-db")
+RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(\d+)\s+unreachable=0\s+failed=(\d+)", re.MULTILINE)
+
+
+def test_a_deployment_comes_and_goes_and_nothing_of_others_changes(
+    theirs: Running, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    inventory = make_inventory(**EXISTING)
+    before, since = tables(theirs), calls(theirs)
+
+    looked, _ = play(*PROVISION, "--check", "--diff", inventory=inventory)
+    assert "mlflow.example.com./A" in looked, looked
+    assert (tables(theirs), writes(theirs, since)) == (before, [])
+
+    made, changed = play(*PROVISION, inventory=inventory)
+    assert changed, made
+    # Only the policies of the project and the bucket may have got bindings.
+    assert {name: theirs.server.cloud.state.resources[name] for name in before["resources"]} == before["resources"]
+    address = theirs.call("GET", f"{COMPUTE}/regions/europe-west1/addresses/mlflow")["address"]
+    assert theirs.call("GET", RECORD)["rrdatas"] == [address]
+    machine = theirs.call("GET", f"{COMPUTE}/zones/europe-west1-b/instances/mlflow-1")
+    assert machine["networkInterfaces"][0]["subnetwork"].endswith("/subnetworks/shared-west")
+    own = {name.split("/")[-1] for name in theirs.server.cloud.state.resources.keys() - before["resources"].keys()}
+    assert {"mlflow", "mlflow_auth", "mlflow-allow-https", "mlflow-admin-password"} <= own
+
+    again, changed = play(*PROVISION, inventory=inventory)
+    assert changed == 0, again
+
+    kept, _ = play("playbooks/destroy.yml", *CONFIRMED, inventory=inventory)
+    for line in ("bucket shared-artifacts", "Cloud SQL instance shared-db", "network shared", "secret mlflow-admin"):
+        assert f"keep the {line}" in kept, kept
+    assert "mlflow_auth" in {name.split("/")[-1] for name in theirs.server.cloud.state.resources}
+
+    removed, _ = play("playbooks/destroy.yml", *NAMED, inventory=inventory)
+    assert "delete sqladmin.databases mlflow" in removed, removed
+    assert tables(theirs) == before
+    gone, changed = play("playbooks/destroy.yml", *NAMED, inventory=inventory)
+    assert changed == 0, gone
+
+
+def play(*arguments: str, inventory: pathlib.Path) -> tuple[str, int]:
+    """Run a playbook to its end; return what it printed, and how many tasks changed something."""
+    finished = subprocess.run(
+        ["ansible-playbook", *arguments, "-i", str(inventory)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    recap = RECAP.search(finished.stdout)
+    assert recap, finished.stdout
+    assert (finished.returncode, recap[2]) == (0, "0"), finished.stdout
+    return finished.stdout, int(recap[1])
+
+
+def tables(running: Running) -> dict[str, Any]:
+    """Return all that the cloud keeps of anybody's things."""
+    state = running.server.cloud.state
+    with state.lock:
+        policies = {name: without_counter(policy) for name, policy in state.policies.items() if policy.get("bindings")}
+        return copy.deepcopy({"resources": state.resources, "objects": state.objects, "policies": policies})
+
+
+def without_counter(policy: dict[str, Any]) -> Any:
+    """Return who has which role; what counts the writes of a policy is not a part of it."""
+    return sorted((binding["role"], sorted(binding["members"])) for binding in policy["bindings"])
+
+
+def calls(running: Running) -> int:
+    """Return how many calls there were until now."""
+    return int(running.server._count)
+
+
+def writes(running: Running, since: int) -> list[str]:
+    """Return the calls from a number on that write something."""
+    lines = [line for line in (running.state / "calls.jsonl").read_text().splitlines()[since:] if '"GET"' not in line]
+    return [line for line in lines if not re.search(r'IamPolicy"|testIamPermissions"|/token"', line)]
+
+
+@pytest.fixture
+def theirs(running: Running) -> Running:
+    """Return the cloud with somebody else's network, bucket, database, zone and machine in it."""
+    services = ("compute", "dns", "iam", "sqladmin", "secretmanager", "servicenetworking", "oslogin", "iap")
+    services += ("iamcredentials", "cloudresourcemanager")
+    known = running.server.cloud.state.services[PROJECT]
+    known += [f"{name}.googleapis.com" for name in services if f"{name}.googleapis.com" not in known]
+
+    def make(url: str, body: dict[str, Any], api: str = "") -> None:
+        running.done(running.call("POST", url, body), api)
+
+    make(f"{COMPUTE}/global/networks", {"name": "shared", "autoCreateSubnetworks": False})
+    subnetwork = {"name": "shared-west", "network": NETWORK, "ipCidrRange": "10.30.0.0/24"}
+    make(f"{COMPUTE}/regions/europe-west1/subnetworks", {**subnetwork, "privateIpGoogleAccess": True})
+    allowed = [{"IPProtocol": "tcp", "ports": ["8080"]}]
+    make(f"{COMPUTE}/global/firewalls", {"name": "theirs", "network": NETWORK, "allowed": allowed})
+    peering = {"addressType": "INTERNAL", "purpose": "VPC_PEERING", "prefixLength": 20, "network": NETWORK}
+    make(f"{COMPUTE}/global/addresses", {"name": "theirs", **peering})
+    connection = {"network": NETWORK, "reservedPeeringRanges": ["theirs"]}
+    make(f"{NETWORKING}/connections", connection, "https://servicenetworking.googleapis.com")
+    running.call("POST", f"{STORAGE}?project={PROJECT}", BUCKET)
+    upload = "https://storage.googleapis.com/upload/storage/v1/b/shared-artifacts/o?uploadType=media&name=theirs.bin"
+    running.call("POST", upload, {"somebody": "else's"})
+    make(SQL, DATABASE)
+    make(f"{SQL}/shared-db/databases", {"name": "theirs"})
+    running.call("POST", DNS, {"name": "example-com", "dnsName": "example.com.", "description": "ours"})
+    record = {"name": "www.example.com.", "type": "A", "ttl": 60, "rrdatas": ["203.0.113.9"]}
+    running.call("POST", f"{DNS}/example-com/rrsets", record)
+    return running
+
+
+BUCKET = {
+    "name": "shared-artifacts",
+    "location": "EU",
+    "iamConfiguration": {"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "enforced"},
+}
+DATABASE = {
+    "name": "shared-db",
+    "region": "europe-west1",
+    "databaseVersion": "POSTGRES_17",
+    "settings": {
+        "edition": "ENTERPRISE",
+        "tier": "db-custom-2-7680",
+        "databaseFlags": [{"name": "cloudsql.iam_authentication", "value": "on"}],
+        "ipConfiguration": {"ipv4Enabled": False, "privateNetwork": NETWORK},
+    },
+}
