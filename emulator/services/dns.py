@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from typing import Any
 
 from emulator.cloud import Call, serves
 from emulator.errors import ApiError
@@ -86,7 +87,7 @@ def _list_zones(call: Call) -> Resource:
 
 
 @serves("dns.managedZones.delete", permission="dns.managedZones.delete")
-def _delete_zone(call: Call) -> None:
+def _delete_zone(call: Call) -> Any:
     key, zone = _need_zone(call)
     records = dict(call.state.under(f"{key}/rrsets/"))
     if any(record["type"] not in _OF_THE_ZONE or record["name"] != zone["dnsName"] for record in records.values()):

@@ -223,10 +223,8 @@ def _clashes(seen: Seen) -> Iterator[Finding]:
         found = seen.found(question)
         is_ours = question != "subnetwork" or not seen["existing_subnetwork"]
         if found and is_ours and _last(found["network"]) != seen["network_name"]:
-            what = (
-                f"the {question.partition(' ')[0]} {found['name']} is there, in the network {_last(found['network'])}"
-            )
-            yield seen.problem("platform_name", what, another)
+            what = f"the {question.partition(' ')[0]} {found['name']}"
+            yield seen.problem("platform_name", f"{what} is there, in the network {_last(found['network'])}", another)
     users = [_last(user) for user in (seen.found("address") or {}).get("users", [])]
     if users and users != [seen["server_name"]]:
         yield seen.problem("platform_name", f"the address {name} is held by {', '.join(users)}", another)
@@ -314,7 +312,7 @@ def _existing_sql_instance(seen: Seen) -> Iterator[Finding]:
     flags = {flag["name"]: flag.get("value") for flag in settings.get("databaseFlags", [])}
     if seen["sql_login"] == "iam" and flags.get("cloudsql.iam_authentication") != "on":
         problem = "it does not let IAM accounts log in"
-        fix = "have its flag cloudsql.iam_authentication set to on, beside the flags it has; or platform_sql_login: password"
+        fix = "have its flag cloudsql.iam_authentication set to on; or write platform_sql_login: password"
         yield seen.problem(variable, problem, fix)
 
 

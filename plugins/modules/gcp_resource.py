@@ -51,14 +51,17 @@ options:
         description:
           - Name of the resource, without a path.
           - For V(iam.serviceAccounts) the account ID, for V(serviceusage.services) and
-            V(servicenetworking.connections) the host name of the service, for V(dns.resourceRecordSets) C(<domain>./<type>).
+            V(servicenetworking.connections) the host name of the service, for V(dns.resourceRecordSets)
+            C(<domain>./<type>).
         type: str
         required: true
       location:
         description: Region or zone, for the kinds that have one in their URL.
         type: str
       parent:
-        description: Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections), zone of a V(dns.resourceRecordSets).
+        description:
+          - Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections), zone of a
+            V(dns.resourceRecordSets).
         type: str
       body:
         description:

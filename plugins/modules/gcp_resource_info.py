@@ -41,7 +41,9 @@ options:
     description: Region or zone, for the kinds that have one in their URL.
     type: str
   parent:
-    description: Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections), zone of a V(dns.resourceRecordSets).
+    description:
+      - Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections), zone of a
+        V(dns.resourceRecordSets).
     type: str
 seealso:
   - module: mlops.mlflow_gcp.gcp_resource
