@@ -61,6 +61,26 @@ def _set_policy(call: Call) -> Resource:
 serves("cloudresourcemanager.projects.testIamPermissions", resources=_of_project)(held_permissions)
 
 
+@serves("cloudresourcemanager.projects.getEffectiveOrgPolicy", permission="orgpolicy.policy.get", resources=_of_project)
+def _org_policy(call: Call) -> Resource:
+    """Return the policy that was set on the project; the emulated cloud has no organizations above it."""
+    constraint = (call.body or {}).get("constraint", "")
+    if not constraint.startswith("constraints/"):
+        raise ApiError(400, f"The constraint '{constraint}' must begin with constraints/.")
+    unset = {"constraint": constraint, "listPolicy": {"allValues": "ALLOW"}}
+    return call.state.resources.get(f"orgpolicy/{_project_id(call)}/{constraint}", unset)
+
+
+@serves("cloudresourcemanager.projects.setOrgPolicy", permission="orgpolicy.policy.set", resources=_of_project)
+def _set_org_policy(call: Call) -> Resource:
+    """Keeps a policy, by which nothing is refused."""
+    policy = (call.body or {}).get("policy", {})
+    if not str(policy.get("constraint", "")).startswith("constraints/"):
+        raise ApiError(400, "The policy needs a constraint, which begins with constraints/.")
+    call.state.resources[f"orgpolicy/{_project_id(call)}/{policy['constraint']}"] = policy
+    return dict(policy)
+
+
 def _billing(project: str, account: str) -> Resource:
     return {
         "name": f"projects/{project}/billingInfo",

@@ -40,6 +40,12 @@ _CONTINENTS = {"EU": "europe-", "US": "us-", "ASIA": "asia-"}
 # Families that count for the quota CPUS; any other has one of its own: https://cloud.google.com/compute/resource-usage
 _PLAIN_CPUS = {"e2", "f1", "g1", "n1"}
 _DISK_QUOTAS = {"pd-balanced": "SSD_TOTAL_GB", "pd-ssd": "SSD_TOTAL_GB", "pd-standard": "DISKS_TOTAL_GB"}
+# Lists of an organization that forbid what a run makes, and what of it is looked for in them:
+# https://cloud.google.com/resource-manager/docs/organization-policy/org-policy-constraints
+_CONSTRAINTS = {
+    "compute.vmExternalIpAccess": "projects/{project}/zones/{zone}/instances/{server_name}",
+    "gcp.restrictServiceUsage": "compute.googleapis.com",
+}
 _FIREWALLS = {"https": "platform_https_source_ranges", "http": "platform_http_source_ranges", "iap-ssh": None}
 
 
@@ -131,6 +137,10 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         "permissions": (f"{_PROJECTS}/{project}:testIamPermissions", {"permissions": wanted}),
         # It may have been given on the servers' account alone.
         "permissions on the account": (f"{account}:testIamPermissions", {"permissions": [_ACT_AS]}),
+        **{
+            constraint: (f"{_PROJECTS}/{project}:getEffectiveOrgPolicy", {"constraint": f"constraints/{constraint}"})
+            for constraint in _CONSTRAINTS
+        },
     }
 
 
@@ -184,6 +194,21 @@ def _machine_type(seen: Seen) -> Iterator[Finding]:
     if seen.found("region") and seen.absent("machine type"):
         fix = f"pick one of: gcloud compute machine-types list --zones={seen['zone']}"
         yield seen.problem("platform_machine_type", f"zone {seen['zone']} has no such machine type", fix)
+
+
+def _organization(seen: Seen) -> Iterator[Finding]:
+    """What an organization forbids, where these credentials may see it: many owners of projects may not."""
+    names = {key: seen[key] for key in ("project", "zone", "server_name")}
+    for constraint, pattern in _CONSTRAINTS.items():
+        policy = (seen.found(constraint) or {}).get("listPolicy", {})
+        allowed, denied = policy.get("allowedValues", []), policy.get("deniedValues", [])
+        value = pattern.format(**names)
+        # A group of values, in:..., is for Google to resolve.
+        is_clear = not any(":" in one for one in [*allowed, *denied])
+        if policy.get("allValues") == "DENY" or (is_clear and (value in denied or (allowed and value not in allowed))):
+            problem = f"the organization's policy {constraint} forbids {value}"
+            fix = "have the organization's administrator allow it for this project"
+            yield Problem("platform_project", repr(seen["project"]), problem, fix)
 
 
 def _bucket_owner(seen: Seen) -> Iterator[Finding]:
@@ -310,9 +335,11 @@ def _existing_sql_instance(seen: Seen) -> Iterator[Finding]:
         fix = f"write platform_existing_network: {network}" if network else "have it given a private address"
         yield seen.problem(variable, problem, fix)
     flags = {flag["name"]: flag.get("value") for flag in settings.get("databaseFlags", [])}
-    if seen["sql_login"] == "iam" and flags.get("cloudsql.iam_authentication") != "on":
+    # PostgreSQL's flag, and MySQL's.
+    lets_iam_in = "on" in (flags.get("cloudsql.iam_authentication"), flags.get("cloudsql_iam_authentication"))
+    if seen["sql_login"] == "iam" and not lets_iam_in:
         problem = "it does not let IAM accounts log in"
-        fix = "have its flag cloudsql.iam_authentication set to on; or write platform_sql_login: password"
+        fix = "have its flag for IAM authentication set to on; or write platform_sql_login: password"
         yield seen.problem(variable, problem, fix)
 
 
@@ -419,6 +446,7 @@ def _domain(seen: Seen) -> Iterator[Finding]:
 
 REMOVAL_CHECKS = (_permissions, _place, _bucket_owner, _clashes)
 PROVISION_CHECKS = (
+    _organization,
     _machine_type,
     _existing_network,
     _existing_subnetwork,

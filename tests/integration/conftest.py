@@ -26,7 +26,7 @@ OPERATOR = "operator@demo-project.iam.gserviceaccount.com"
 LOCAL = ROOT / "inventories" / "local"
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 # These are POST, and yet write nothing.
-READING = ("getIamPolicy", "testIamPermissions")
+READING = ("getIamPolicy", "testIamPermissions", "getEffectiveOrgPolicy")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -71,7 +71,55 @@ def test_a_deployment_comes_and_goes_and_nothing_of_others_changes(
     assert changed == 0, gone
 
 
-def play(*arguments: str, inventory: pathlib.Path) -> tuple[str, int]:
+def test_what_is_not_fit_is_refused_all_at_once(theirs: Running, make_inventory: Callable[..., pathlib.Path]) -> None:
+    theirs.server.cloud.state.quotas = {f"{PROJECT}/europe-west1": {"STATIC_ADDRESSES": 0}}
+    inventory = make_inventory(
+        **{
+            **EXISTING,
+            "platform_existing_subnetwork": "",
+            "platform_subnetwork_cidr": "10.30.0.0/16",
+            "platform_existing_bucket": "no-such-bucket",
+            "platform_existing_service_account": "no-such-account",
+            "platform_dns_zone": "example-org",
+            "platform_sql_database_version": "POSTGRES_18",
+        }
+    )
+    before = tables(theirs)
+
+    refused, _ = play("playbooks/site.yml", inventory=inventory, code=2)
+
+    assert "6 problem(s) found, nothing was created or changed" in refused, refused
+    for said in (
+        "overlaps 10.30.0.0/24, the subnetwork shared-west",
+        "no bucket of this name",
+        "no service account of this name",
+        "no managed zone of this name",
+        "write POSTGRES_17",
+        "quota STATIC_ADDRESSES",
+    ):
+        assert said in refused, refused
+    assert tables(theirs) == before
+
+
+def test_what_an_account_that_was_there_may_do_stays(
+    theirs: Running, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    theirs.call("POST", ACCOUNTS, {"accountId": "shared-runner"})
+    inventory = make_inventory(**EXISTING, platform_existing_service_account="shared-runner")
+    before = tables(theirs)
+    play("playbooks/provision.yml", "--tags", "gcp_identity,gcp_bucket", inventory=inventory)
+    granted = tables(theirs)
+    assert granted["resources"] == before["resources"]
+    assert granted["policies"] != before["policies"]
+
+    removed, changed = play("playbooks/destroy.yml", *CONFIRMED, inventory=inventory)
+
+    assert "keep the service account shared-runner and its roles: roles/cloudsql.client" in removed, removed
+    assert changed == 0
+    assert tables(theirs) == granted
+
+
+def play(*arguments: str, inventory: pathlib.Path, code: int = 0) -> tuple[str, int]:
     """Run a playbook to its end; return what it printed, and how many tasks changed something."""
     finished = subprocess.run(
         ["ansible-playbook", *arguments, "-i", str(inventory)],
@@ -80,6 +128,8 @@ def play(*arguments: str, inventory: pathlib.Path) -> tuple[str, int]:
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
+            # On one line, however long: the tests look for words in it.
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
             "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
         },
         stdin=subprocess.DEVNULL,
@@ -89,7 +139,7 @@ def play(*arguments: str, inventory: pathlib.Path) -> tuple[str, int]:
         timeout=600,
         check=False,
     )
-    assert finished.returncode == 0, finished.stdout
+    assert finished.returncode == code, finished.stdout
     # The last one counts all playbooks.
     return finished.stdout, int(RECAP.findall(finished.stdout)[-1])
 
@@ -108,8 +158,9 @@ def without_counter(policy: dict[str, Any]) -> Any:
 
 
 @pytest.fixture
-def theirs(running: Running) -> Running:
-    """Return the cloud with somebody else's network, bucket, database, zone and machine in it."""
+def theirs(running: Running) -> Iterator[Running]:
+    """Yield the cloud with somebody else's network, bucket, database and zone in it; none of it is left afterwards."""
+    empty = copy.deepcopy(running.server.cloud.state.tables())
     services = ("compute", "dns", "iam", "sqladmin", "secretmanager", "servicenetworking", "oslogin", "iap")
     services += ("iamcredentials", "cloudresourcemanager")
     known = running.server.cloud.state.services[PROJECT]
@@ -135,7 +186,9 @@ def theirs(running: Running) -> Running:
     running.call("POST", DNS, {"name": "example-com", "dnsName": "example.com.", "description": "ours"})
     record = {"name": "www.example.com.", "type": "A", "ttl": 60, "rrdatas": ["203.0.113.9"]}
     running.call("POST", f"{DNS}/example-com/rrsets", record)
-    return running
+    yield running
+    for name, table in empty.items():
+        setattr(running.server.cloud.state, name, table)
 
 
 BUCKET = {

@@ -97,6 +97,18 @@ def test_a_disk_does_not_grow_beyond_what_is_left(cloud: Running, direct: reques
     assert error["errors"][0]["reason"] == "quotaExceeded"
 
 
+def test_a_policy_of_the_organization_is_kept(cloud: Running) -> None:
+    project = f"https://cloudresourcemanager.googleapis.com/v1/projects/{PROJECT}"
+    asked = {"constraint": "constraints/compute.vmExternalIpAccess"}
+    policy = {**asked, "listPolicy": {"allValues": "DENY"}}
+    assert cloud.call("POST", f"{project}:getEffectiveOrgPolicy", asked)["listPolicy"]["allValues"] == "ALLOW"
+
+    cloud.call("POST", f"{project}:setOrgPolicy", {"policy": policy})
+
+    assert cloud.call("POST", f"{project}:getEffectiveOrgPolicy", asked) == policy
+    assert cloud.refused("POST", f"{project}:getEffectiveOrgPolicy", {"constraint": "compute.x"})["code"] == 400
+
+
 def test_without_billing_nothing_that_costs_is_enabled_or_answers(cloud: Running) -> None:
     cloud.server.cloud.state.services[PROJECT].append("cloudbilling.googleapis.com")
     assert cloud.call("GET", BILLING)["billingEnabled"]

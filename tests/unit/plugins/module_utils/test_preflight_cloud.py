@@ -123,8 +123,9 @@ def check(
     known = {**GOOD_CLOUD, **(answers or {})}
 
     def ask(url: str, body: Any = None) -> Response:
-        assert (body is None) != url.endswith(":testIamPermissions")
-        end = next((end for end in known if url.partition("?")[0].endswith(end)), None)
+        assert (body is None) != url.endswith((":testIamPermissions", ":getEffectiveOrgPolicy"))
+        asked = (body or {}).get("constraint") or url.partition("?")[0]
+        end = next((end for end in known if asked.endswith(end)), None)
         return known[end] if end else (404, {"error": {"message": "was not found"}})
 
     return check_cloud(ask, {**VARIABLES, **(variables or {})}, "inventories/prod", lambda _: list(resolved), **options)
@@ -324,7 +325,7 @@ def test_an_instance_in_another_network_or_without_iam_is_refused() -> None:
 
     assert [problem.variable for problem in problems] == ["platform_existing_sql_instance"] * 2
     assert "platform_existing_network: other" in problems[0].fix
-    assert "cloudsql.iam_authentication" in problems[1].fix
+    assert "IAM authentication" in problems[1].fix
     assert len(check(answers, {**EXISTING, "platform_sql_login": "password"})[0]) == 1
 
 
@@ -365,6 +366,31 @@ def test_a_quota_without_room_for_what_is_to_be_made_is_named(
     rule = (200, {"name": "x", "network": f"{GLOBAL}/mlflow"})
     assert check({**full, **made, "firewalls/mlflow-allow-iap-ssh": rule}) == ([], [])
     assert check(full, for_removal=True) == ([], [])
+
+
+OTHER_SERVER = "projects/demo-project/zones/europe-west1-b/instances/other"
+OUR_SERVER = "projects/demo-project/zones/europe-west1-b/instances/mlflow-1"
+
+
+@pytest.mark.parametrize(
+    ("constraint", "policy", "is_refused"),
+    [
+        ("compute.vmExternalIpAccess", {"allValues": "ALLOW"}, False),
+        ("compute.vmExternalIpAccess", {"allValues": "DENY"}, True),
+        ("compute.vmExternalIpAccess", {"allowedValues": [OTHER_SERVER]}, True),
+        ("compute.vmExternalIpAccess", {"allowedValues": [OUR_SERVER]}, False),
+        ("compute.vmExternalIpAccess", {"deniedValues": [OUR_SERVER]}, True),
+        ("compute.vmExternalIpAccess", {"deniedValues": [OTHER_SERVER]}, False),
+        ("gcp.restrictServiceUsage", {"deniedValues": ["compute.googleapis.com"]}, True),
+        ("gcp.restrictServiceUsage", {"allowedValues": ["in:some-group"]}, False),
+    ],
+)
+def test_what_the_organization_forbids_is_named(constraint: str, policy: dict[str, Any], is_refused: bool) -> None:
+    problems, notes = check({constraint: (200, {"listPolicy": policy})})
+
+    assert [constraint in problem.problem for problem in problems] == [True] * is_refused
+    assert notes == []
+    assert check({constraint: (403, DENIED)}) == ([], [])
 
 
 def test_families_of_machines_have_their_own_quota() -> None:

@@ -314,6 +314,25 @@ def test_a_link_of_an_address_becomes_the_address(cloud, checking):
         resource_of(cloud, wanted).plan(None, lambda _: None)
 
 
+def test_a_record_goes_by_its_name_and_type_and_is_sent_whole(cloud, google):
+    kind, name, zone = "dns.resourceRecordSets", "a.example.com./A", {"parent": "z"}
+    records = "/dns/v1/projects/demo/managedZones/z/rrsets"
+    there = {"kind": "dns#resourceRecordSet", "name": "a.example.com.", "type": "A", "ttl": 60, "rrdatas": ["1.1.1.1"]}
+
+    assert ensure(cloud, kind, {"rrdatas": ["1.1.1.1"]}, name, **zone)[0].action == "create"
+    assert google.written()[-1].path == records
+    assert google.written()[-1].body == {"name": "a.example.com.", "type": "A", "rrdatas": ["1.1.1.1"]}
+
+    google.store[f"{records}/a.example.com./A"] = there
+    plan, _ = ensure(cloud, kind, {"rrdatas": ["1.1.1.2"]}, name, **zone)
+    assert [(one.field, one.before, one.after) for one in plan.differences] == [("rrdatas", ["1.1.1.1"], ["1.1.1.2"])]
+    sent = {"name": "a.example.com.", "type": "A", "ttl": 60, "rrdatas": ["1.1.1.2"]}
+    assert (google.written()[-1].verb, google.written()[-1].body) == ("PATCH", sent)
+    assert ensure(cloud, kind, {"rrdatas": ["1.1.1.2"]}, name, **zone)[0].action == "none"
+    assert ensure(cloud, kind, None, name, state="absent", **zone)[0].action == "delete"
+    assert google.store.keys() == {f"{records}/a.example.com."}
+
+
 def test_a_service_is_enabled_and_disabled(cloud, google):
     service = "/v1/projects/demo/services/a.googleapis.com"
     google.store[service] = {"state": "DISABLED"}
