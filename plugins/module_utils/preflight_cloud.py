@@ -130,6 +130,11 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         **{f"firewall {rule}": f"{compute}/global/firewalls/{name}-allow-{rule}" for rule in _FIREWALLS},
         **{f"secret {item['secret']}": f"{secrets}/{item['secret']}" for item in get["credentials"]},
     }
+    if get["existing_sql_instance"]:
+        for database in (get["sql_database"], get["sql_auth_database"]):
+            urls[f"database {database}"] = f"{urls['sql instance']}/databases/{database}"
+        if get["sql_login"] == "password":
+            urls[f"user {get['sql_user']}"] = f"{urls['sql instance']}/users/{get['sql_user']}"
     if get["dns_zone"]:
         urls["zone"] = f"https://dns.googleapis.com/dns/v1/projects/{project}/managedZones/{get['dns_zone']}"
     wanted = sorted(permission for permissions in _needed_permissions(variables).values() for permission in permissions)
@@ -253,6 +258,17 @@ def _clashes(seen: Seen) -> Iterator[Finding]:
     users = [_last(user) for user in (seen.found("address") or {}).get("users", [])]
     if users and users != [seen["server_name"]]:
         yield seen.problem("platform_name", f"the address {name} is held by {', '.join(users)}", another)
+
+
+def _clashes_in_the_database(seen: Seen) -> Iterator[Finding]:
+    """What is made in an instance that others use carries no label: it is ours where our secrets are."""
+    secrets = [seen.answers[question] for question in seen.answers if question.startswith("secret ")]
+    if not all(status == 404 or _service_disabled(body) for status, body in secrets):
+        return
+    for question in seen.answers:
+        if question.startswith(("database ", "user ")) and seen.found(question):
+            problem = f"the {question} is there in {seen['sql_instance']}, and nothing else of this deployment"
+            yield seen.problem("platform_name", problem, "write another name, by which the databases are called too")
 
 
 def _existing_network(seen: Seen) -> Iterator[Finding]:
@@ -444,7 +460,7 @@ def _domain(seen: Seen) -> Iterator[Finding]:
         )
 
 
-REMOVAL_CHECKS = (_permissions, _place, _bucket_owner, _clashes)
+REMOVAL_CHECKS = (_permissions, _place, _bucket_owner, _clashes, _clashes_in_the_database)
 PROVISION_CHECKS = (
     _organization,
     _machine_type,

@@ -22,6 +22,9 @@ VARIABLES: dict[str, Any] = {
     "platform_subnetwork_name": "mlflow-europe-west1",
     "platform_subnetwork_cidr": "10.10.0.0/24",
     "platform_sql_instance": "mlflow",
+    "platform_sql_database": "mlflow",
+    "platform_sql_auth_database": "mlflow_auth",
+    "platform_sql_user": "mlflow",
     "platform_sql_database_version": "POSTGRES_17",
     "platform_sql_login": "iam",
     "platform_service_account_email": "mlflow-server@demo-project.iam.gserviceaccount.com",
@@ -327,6 +330,21 @@ def test_an_instance_in_another_network_or_without_iam_is_refused() -> None:
     assert "platform_existing_network: other" in problems[0].fix
     assert "IAM authentication" in problems[1].fix
     assert len(check(answers, {**EXISTING, "platform_sql_login": "password"})[0]) == 1
+
+
+@pytest.mark.parametrize("place", ["databases/mlflow", "databases/mlflow_auth", "users/mlflow"])
+def test_a_database_or_user_of_somebody_else_is_not_taken_over(place: str) -> None:
+    there = {**GOOD_EXISTING, place: (200, {"name": "mlflow"})}
+    variables = {**EXISTING, "platform_sql_login": "password"}
+
+    (problem,), _ = check(there, variables)
+
+    assert problem.variable == "platform_name"
+    assert "is there in shared-db" in problem.problem
+    assert check(there, variables, for_removal=True)[0] == [problem]
+    # Ours are made after our secrets, and go before them.
+    assert check({**there, SECRET: OURS[SECRET]}, variables) == ([], [])
+    assert check({place: (200, {"name": "mlflow"})}) == ([], [])
 
 
 def test_a_network_needs_private_services_access_for_a_database_of_ours() -> None:
