@@ -56,8 +56,9 @@ def test_a_deployment_comes_and_goes_and_nothing_of_others_changes(
     own = {name.split("/")[-1] for name in theirs.server.cloud.state.resources.keys() - before["resources"].keys()}
     assert {"mlflow", "mlflow_auth", "mlflow-allow-https", "mlflow-admin-password"} <= own
 
+    theirs.call("PATCH", RECORD, {"rrdatas": ["203.0.113.9"]})
     again, changed = play(*PROVISION, inventory=inventory)
-    assert changed == 0, again
+    assert (changed, theirs.call("GET", RECORD)["rrdatas"]) == (1, [address]), again
 
     kept, _ = play("playbooks/destroy.yml", *CONFIRMED, inventory=inventory)
     for line in ("bucket shared-artifacts", "Cloud SQL instance shared-db", "network shared", "secret mlflow-admin"):
@@ -111,10 +112,13 @@ def test_what_an_account_that_was_there_may_do_stays(
     granted = tables(theirs)
     assert granted["resources"] == before["resources"]
     assert granted["policies"] != before["policies"]
+    theirs.call("POST", f"{DNS}/example-com/rrsets", {**THEIR_RECORD, "name": "mlflow.example.com."})
+    granted = tables(theirs)
 
     removed, changed = play("playbooks/destroy.yml", *CONFIRMED, inventory=inventory)
 
     assert "keep the service account shared-runner and its roles: roles/cloudsql.client" in removed, removed
+    assert "keep the record of mlflow.example.com, which points to 203.0.113.9" in removed, removed
     assert changed == 0
     assert tables(theirs) == granted
 
@@ -184,13 +188,13 @@ def theirs(running: Running) -> Iterator[Running]:
     make(SQL, DATABASE)
     make(f"{SQL}/shared-db/databases", {"name": "theirs"})
     running.call("POST", DNS, {"name": "example-com", "dnsName": "example.com.", "description": "ours"})
-    record = {"name": "www.example.com.", "type": "A", "ttl": 60, "rrdatas": ["203.0.113.9"]}
-    running.call("POST", f"{DNS}/example-com/rrsets", record)
+    running.call("POST", f"{DNS}/example-com/rrsets", THEIR_RECORD)
     yield running
     for name, table in empty.items():
         setattr(running.server.cloud.state, name, table)
 
 
+THEIR_RECORD = {"name": "www.example.com.", "type": "A", "ttl": 60, "rrdatas": ["203.0.113.9"]}
 BUCKET = {
     "name": "shared-artifacts",
     "location": "EU",
