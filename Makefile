@@ -93,8 +93,8 @@ lint: .venv/installed ## ansible-lint, yamllint, ruff, mypy
 	ansible-lint --offline --strict
 
 .PHONY: unit
-unit: .venv/installed ## Unit and structure tests
-	pytest -q tests/unit tests/structure
+unit: .venv/installed ## Unit and structure tests, and provisioning without machines
+	pytest -q tests/unit tests/structure tests/provision
 
 # Longest first, so that the two that run side by side end together.
 SCENARIOS := mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets

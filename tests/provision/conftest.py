@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.unit.emulator.conftest import Running, serving
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "inventories" / "local"
-
-
-@pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The emulated cloud, one for all tests."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
-    ):
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.emulator.conftest import Running
+from tests.unit.emulator.conftest import Running, serving
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT = "demo-project"
@@ -159,6 +159,16 @@ def tables(running: Running) -> dict[str, Any]:
 def without_counter(policy: dict[str, Any]) -> Any:
     """Return who has which role; what counts the writes of a policy is not a part of it."""
     return sorted((binding["role"], sorted(binding["members"])) for binding in policy["bindings"])
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An emulated cloud of its own."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
+    ):
+        yield running
 
 
 @pytest.fixture
