@@ -18,6 +18,7 @@ import yaml
 
 LOWEST_MLFLOW_VERSION = (3, 17, 0)
 LOWEST_POSTGRES_VERSION = 17
+MYSQL_VERSION = "MYSQL_8_4"
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 SQL_LOGINS = ("iam", "password")
 DISK_SIZE_GIB = (20, 65536)
@@ -273,12 +274,13 @@ def _check_machines(checker: _Checker) -> None:
         # https://cloud.google.com/vpc/docs/subnets#valid-ranges
         if not network.is_private or network.prefixlen > 29:
             checker.add("platform_subnetwork_cidr", "not a private range of /29 or larger", "write 10.10.0.0/24")
-    postgres = re.fullmatch(r"POSTGRES_(\d+)", str(variables.get("platform_sql_database_version")))
-    if not postgres or int(postgres[1]) < LOWEST_POSTGRES_VERSION:
+    version = str(variables.get("platform_sql_database_version"))
+    postgres = re.fullmatch(r"POSTGRES_(\d+)", version)
+    if version != MYSQL_VERSION and (not postgres or int(postgres[1]) < LOWEST_POSTGRES_VERSION):
         checker.add(
             "platform_sql_database_version",
-            f"not PostgreSQL {LOWEST_POSTGRES_VERSION} or newer",
-            f"write POSTGRES_{LOWEST_POSTGRES_VERSION}",
+            f"neither PostgreSQL {LOWEST_POSTGRES_VERSION} or newer nor {MYSQL_VERSION}",
+            f"write POSTGRES_{LOWEST_POSTGRES_VERSION} or {MYSQL_VERSION}",
         )
     mlflow = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(variables.get("mlflow_version")))
     if not mlflow or tuple(int(part) for part in mlflow.groups()) < LOWEST_MLFLOW_VERSION:

@@ -49,6 +49,14 @@ def is_fresh(connection: sqlalchemy.Connection, schema: Schema) -> bool:
     )
 
 
+@sqlalchemy.event.listens_for(sqlalchemy.Table, "before_create")
+def tell_foreign_keys_apart(table: sqlalchemy.Table, connection: sqlalchemy.Connection, **_: object) -> None:
+    """MySQL wants foreign keys' names unique in a database; MLflow's first auth revision has one twice (mlflow #10964)."""
+    if connection.dialect.name == "mysql" and table.name == "registered_model_permissions":
+        for constraint in table.foreign_key_constraints:
+            constraint.name = f"fk_{table.name}_user_id"
+
+
 def ensure_schema(schema: Schema) -> None:
     """Creates the schema in a fresh database; exits with EX_CONFIG when an existing one is not this release's."""
     engine = sqlalchemy.create_engine(schema.uri, poolclass=sqlalchemy.NullPool)
@@ -87,6 +95,14 @@ def ensure_admin(username: str, password: str) -> None:
         print(f"Applied the password of the credential mlflow.admin-password to the user {username}.", flush=True)
 
 
+def give_database_password(password: str) -> None:
+    """Puts the password where the drivers look: PostgreSQL's in a variable, PyMySQL in the file its URI names."""
+    os.environ["PGPASSWORD"] = password
+    options = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "my.cnf")
+    options.touch(mode=0o600)
+    options.write_text(f'[client]\npassword = "{password}"\n')
+
+
 def main() -> None:
     """Runs `mlflow server` in this process, on a Unix socket named after the release."""
     tracking_uri, auth_uri = os.environ["MLFLOW_BACKEND_STORE_URI"], auth.auth_config.database_uri
@@ -96,7 +112,7 @@ def main() -> None:
         sys.exit(EX_CONFIG)
     os.environ["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secret_key
     if database_password := credential("database-password"):
-        os.environ["PGPASSWORD"] = database_password
+        give_database_password(database_password)
 
     tracking_config = tracking_alembic_config(tracking_uri)
     ensure_schema(Schema("tracking", tracking_uri, "alembic_version", tracking_config, InitialBase.metadata))

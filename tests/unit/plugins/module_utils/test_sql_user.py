@@ -39,7 +39,7 @@ def user(name="u", kind="BUILT_IN", **options):
 
 
 def ensure(cloud, *wanted):
-    return ensure_users(cloud, "i", list(wanted))
+    return ensure_users(cloud, "i", "POSTGRES", list(wanted))
 
 
 def test_an_iam_user_has_its_short_name_and_no_password(cloud, users):
@@ -57,8 +57,8 @@ def test_an_iam_user_has_its_short_name_and_no_password(cloud, users):
 
 
 def test_names_of_built_in_users_are_left_as_they_are():
-    assert database_name("U.gserviceaccount.com", "BUILT_IN") == "U.gserviceaccount.com"
-    assert database_name("Somebody@Example.com", "CLOUD_IAM_USER") == "somebody@example.com"
+    assert database_name("U.gserviceaccount.com", "BUILT_IN", "POSTGRES") == "U.gserviceaccount.com"
+    assert database_name("Somebody@Example.com", "CLOUD_IAM_USER", "POSTGRES") == "somebody@example.com"
 
 
 def test_a_password_is_set_once_and_never_shown(cloud, users):
