@@ -5,7 +5,7 @@ import pytest
 from docker.errors import APIError, ImageNotFound
 from requests.exceptions import ReadTimeout
 
-from emulator import effects, sql_instance
+from emulator import effects, sql_engines, sql_instance
 
 
 def test_known_database_flags_pass_and_others_are_named():
@@ -16,7 +16,52 @@ def test_known_database_flags_pass_and_others_are_named():
     }
     assert effects.check_database_flags({}, "POSTGRES_17") == {}
     with pytest.raises(effects.EffectError, match=r"Invalid flag name: data_directory\."):
-        effects.check_database_flags({"databaseFlags": [{"name": "data_directory", "value": "/"}, *flags]}, "POSTGRES_17")
+        effects.check_database_flags(
+            {"databaseFlags": [{"name": "data_directory", "value": "/"}, *flags]}, "POSTGRES_17"
+        )
+    with pytest.raises(effects.EffectError, match=r"Invalid flag name: cloudsql.iam_authentication\."):
+        effects.check_database_flags({"databaseFlags": flags}, "MYSQL_8_4")
+
+
+class RecordingEffects(effects.DockerEffects):
+    """Keeps what would be run in a database server."""
+
+    def __init__(self, engine):
+        self.engine = sql_engines.ENGINES[engine]
+        self.scripts = []
+
+    def _sql(self, instance, script_of):
+        self.scripts.append((instance, *script_of(self.engine)))
+
+
+@pytest.mark.parametrize(
+    ("user", "postgres", "mysql"),
+    [
+        ({"type": "BUILT_IN"}, "cloudsqlsuperuser", "cloudsqlsuperuser"),
+        ({}, "cloudsqlsuperuser", "cloudsqlsuperuser"),
+        ({"databaseRoles": ["reader"]}, "reader", "reader"),
+        ({"type": "CLOUD_IAM_SERVICE_ACCOUNT"}, "cloudsqliamserviceaccount", ""),
+        ({"type": "CLOUD_IAM_USER"}, "cloudsqliamuser", ""),
+        (
+            {"type": "CLOUD_IAM_SERVICE_ACCOUNT", "databaseRoles": ["cloudsqlsuperuser"]},
+            "cloudsqlsuperuser,cloudsqliamserviceaccount",
+            "cloudsqlsuperuser",
+        ),
+    ],
+)
+def test_new_users_get_cloud_sqls_roles(user, postgres, mysql):
+    for engine, roles in (("POSTGRES", postgres), ("MYSQL", mysql)):
+        recording = RecordingEffects(engine)
+        recording.create_sql_user("mlflow", {"name": "u", **user})
+        (instance, _, values) = recording.scripts[0]
+        assert (instance, values["name"], values["roles"]) == ("mlflow", "u", roles)
+
+
+@pytest.mark.parametrize("engine", ["POSTGRES", "MYSQL"])
+def test_roles_that_are_not_given_stay(engine):
+    recording = RecordingEffects(engine)
+    recording.update_sql_user("mlflow", {"name": "u", "password": "pencil"})
+    assert "REVOKE" not in recording.scripts[0][1]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +124,9 @@ def test_no_effects_offers_what_docker_effects_offers():
     assert nothing.create_instance("p", "z", {"name": "v"}, "198.18.0.16", "debian-12") == {"ip": "198.18.0.16"}
     flags = [{"name": "nonsense", "value": "1"}]
     with pytest.raises(effects.EffectError):
-        nothing.create_sql_instance("p", {"name": "i", "databaseVersion": "POSTGRES_17", "settings": {"databaseFlags": flags}}, "", "", "")
+        nothing.create_sql_instance(
+            "p", {"name": "i", "databaseVersion": "POSTGRES_17", "settings": {"databaseFlags": flags}}, "", "", ""
+        )
 
 
 def test_database_flags_reach_the_servers_command_line(tmp_path, monkeypatch):
