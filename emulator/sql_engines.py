@@ -37,9 +37,13 @@ SELECT format('GRANT %I TO %I', role, :'name') FROM unnest(string_to_array(:'rol
 """
 
 _MYSQL_CREATE_DATABASE = """
-EXECUTE IMMEDIATE CONCAT('CREATE DATABASE IF NOT EXISTS ', sys.quote_identifier(@name), ' CHARACTER SET utf8mb4');
+SET @database = sys.quote_identifier(@name);
+EXECUTE IMMEDIATE CONCAT('CREATE DATABASE IF NOT EXISTS ', @database, ' CHARACTER SET utf8mb4');
 """
-_MYSQL_DROP_DATABASE = "EXECUTE IMMEDIATE CONCAT('DROP DATABASE IF EXISTS ', sys.quote_identifier(@name));"
+_MYSQL_DROP_DATABASE = """
+SET @database = sys.quote_identifier(@name);
+EXECUTE IMMEDIATE CONCAT('DROP DATABASE IF EXISTS ', @database);
+"""
 _MYSQL_CREATE_USER = """
 SET @account = CONCAT(QUOTE(@name), '@', QUOTE('%'));
 EXECUTE IMMEDIATE CONCAT('CREATE USER IF NOT EXISTS ', @account, ' IDENTIFIED VIA ', @login);
