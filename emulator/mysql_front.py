@@ -46,10 +46,7 @@ class MySqlFront(Front):
         """Return a connection to MariaDB that has been sent the client's login; raises `RefusedError`."""
         upstream = await _connected(asyncio.open_connection("127.0.0.1", self.tcp_port))
         try:
-            greeting = await _read_packet(upstream[0])
-            client[1].write(_without_tls(greeting))
-            if greeting[4] != _GREETING_PROTOCOL:  # MariaDB's own refusal
-                return upstream
+            client[1].write(_without_tls(await _read_packet(upstream[0])))
             login = await _read_packet(client[0])
             user = _user(login)
             if "@" in principal and user == database_user(principal):
@@ -82,7 +79,7 @@ async def _read_packet(reader: asyncio.StreamReader) -> bytes:
 
 
 def _without_tls(greeting: bytes) -> bytes:
-    """Return a greeting that does not offer TLS, which has no place inside the tunnel."""
+    """Return a greeting that does not offer TLS, which has no place inside the tunnel; a refusal as it is."""
     if greeting[4] != _GREETING_PROTOCOL:
         return greeting
     # After the version: connection number, first part of the salt, filler.
