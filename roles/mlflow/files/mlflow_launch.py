@@ -55,7 +55,7 @@ def is_fresh(connection: sqlalchemy.Connection, schema: Schema) -> bool:
 
 @sqlalchemy.event.listens_for(sqlalchemy.Table, "before_create")
 def tell_foreign_keys_apart(table: sqlalchemy.Table, connection: sqlalchemy.Connection, **_: object) -> None:
-    """MySQL wants foreign keys' names unique in a database; MLflow's first auth revision has one twice (mlflow #10964)."""
+    """MySQL wants the names of foreign keys unique; MLflow's first auth revision has one twice (mlflow #10964)."""
     if connection.dialect.name == "mysql" and table.name == "registered_model_permissions":
         for constraint in table.foreign_key_constraints:
             constraint.name = f"fk_{table.name}_user_id"

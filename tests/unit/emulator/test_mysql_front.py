@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from emulator import mysql_front
-from tests.unit.emulator.test_sql_front import PRINCIPAL, tls
+from tests.unit.emulator.test_sql_front import PRINCIPAL, FakePostgres, tls
 
 __all__ = ["tls"]
 TLS, PROTOCOL_41 = 0x0800, 0x0200
@@ -34,17 +34,12 @@ def error(message, sequence):
     return struct.unpack_from("<H", message, 5)[0], message[8:13].decode()
 
 
-class FakeMariadb:
+class FakeMariadb(FakePostgres):
     """Greets with the way a connection came by, then echoes; `seen` holds what came, `first` replaces the greeting."""
 
     def __init__(self, first=None):
-        self.seen = {"unix": b"", "tcp": b""}
+        super().__init__()
         self.first = first
-
-    async def start(self, directory):
-        self.unix = await asyncio.start_unix_server(self.handler("unix"), directory / "s")
-        self.tcp = await asyncio.start_server(self.handler("tcp"), "127.0.0.1", 0)
-        return str(directory / "s"), self.tcp.sockets[0].getsockname()[1]
 
     def handler(self, way):
         async def handle(reader, writer):
