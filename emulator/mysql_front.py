@@ -31,7 +31,7 @@ class RefusedLoginError(RefusedError):
     def message(self) -> bytes:
         """Return the ERR packet."""
         body = b"\xff" + struct.pack("<H", self.number) + f"#{self.sqlstate}{self}".encode()
-        return len(body).to_bytes(3, "little") + bytes([self.sequence]) + body
+        return len(body).to_bytes(3, "little") + bytes([self.sequence % 256]) + body
 
 
 def database_user(principal: str) -> str:
