@@ -5,18 +5,14 @@ minutes at most; call them from a worker thread.
 Not emulated: firewall rules, machine types and disk sizes, startup scripts, backups.
 """
 
-import base64
 import contextlib
 import hashlib
-import hmac
 import io
 import json
-import os
 import pathlib
 import tarfile
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -25,11 +21,24 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.utils import socket as docker_socket
 
+from emulator import mysql_instance, sql_engines
+from emulator.sql_engines import ENGINES, IAM_ROLES, Engine, Script
 from emulator.sql_instance import IAM_FLAG
 
 LABEL = "mlops.mlflow_gcp"
 SQL_IMAGE = "mlflow-gcp/cloud:debian-13"
-IAM_ROLES = {"CLOUD_IAM_SERVICE_ACCOUNT": "cloudsqliamserviceaccount", "CLOUD_IAM_USER": "cloudsqliamuser"}
+MYSQL_FLAGS = {
+    mysql_instance.IAM_FLAG,
+    "general_log",
+    "innodb_lock_wait_timeout",
+    "local_infile",
+    "long_query_time",
+    "max_allowed_packet",
+    "max_connections",
+    "slow_query_log",
+    "sort_buffer_size",
+    "wait_timeout",
+}
 DATABASE_FLAGS = {
     "autovacuum_naptime",
     "autovacuum_vacuum_scale_factor",
@@ -50,7 +59,7 @@ DATABASE_FLAGS = {
     "work_mem",
 }
 
-_SQL_PROGRAMS = ("__init__.py", "sql_front.py", "sql_instance.py")
+_SQL_PROGRAMS = ("__init__.py", "mysql_front.py", "mysql_instance.py", "sql_front.py", "sql_instance.py")
 _HERE = pathlib.Path(__file__).resolve().parent
 _AUTHORITY_PATH = "usr/local/share/ca-certificates/emulated-cloud.crt"
 _MEMORY_DIRECTORIES = {"run": "", "run/lock": "", "tmp": "exec"}
@@ -59,26 +68,7 @@ _STOP_SECONDS = 30
 _REQUEST_SECONDS = 120
 # Containers without an external address keep one of these over restarts; Docker's own choices lie above.
 _INTERNAL_ADDRESSES = range(128, 192)
-_ADMIN = ("--host=/run/cloudsql", "--username=cloudsqladmin", "--dbname=postgres")
 _PUBLISHED_PORTS = {"443/tcp": ("127.0.0.1", 8443), "80/tcp": ("127.0.0.1", 8080)}
-_SCRAM_ITERATIONS = 4096
-
-_CREATE_DATABASE = r"""
-SELECT format('CREATE DATABASE %I OWNER cloudsqlsuperuser', :'name')
-  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \gexec
-"""
-_CREATE_ROLE = r"""
-SELECT format('CREATE ROLE %I LOGIN', :'name') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'name') \gexec
-"""
-_MAKE_BUILT_IN = """
-ALTER ROLE :"name" CREATEROLE CREATEDB PASSWORD :'verifier';
-"""
-_SET_ROLES = r"""
-SELECT format('REVOKE %I FROM %I', granted.rolname, :'name')
-  FROM pg_auth_members JOIN pg_roles granted ON granted.oid = roleid JOIN pg_roles holder ON holder.oid = member
-  WHERE holder.rolname = :'name' AND granted.rolname <> ALL (string_to_array(:'roles', ',')) \gexec
-SELECT format('GRANT %I TO %I', role, :'name') FROM unnest(string_to_array(:'roles', ',')) AS role \gexec
-"""
 
 
 class EffectError(Exception):
@@ -113,7 +103,7 @@ class Effects(Protocol):
         server_key_pem: str,
         client_ca_pem: str,
     ) -> dict[str, str]:
-        """Make a PostgreSQL instance, or bring an existing one to its settings; returns `{"ip": address}`."""
+        """Make a database server, or bring an existing one to its settings; returns `{"ip": address}`."""
 
     def restart_sql_instance(self, name: str) -> None:
         """Restart an instance."""
@@ -128,7 +118,7 @@ class Effects(Protocol):
         """Remove a database; fails while it is in use."""
 
     def create_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
-        """Make a user from `{name, type?, password?, databaseRoles?}`."""
+        """Make a user, in the shape that `sql_engines` says."""
 
     def update_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
         """Change what is given of password and databaseRoles, which is the exact list."""
@@ -140,10 +130,10 @@ class Effects(Protocol):
         """Return the address of the running VM that serves one of the operator's names."""
 
 
-def check_database_flags(settings: Mapping[str, Any]) -> dict[str, str]:
+def check_database_flags(settings: Mapping[str, Any], version: str) -> dict[str, str]:
     """Return `settings.databaseFlags` as `{name: value}`; raises `EffectError` for one that is not emulated."""
     flags = {str(flag["name"]): str(flag.get("value", "")) for flag in settings.get("databaseFlags", [])}
-    unknown = sorted(set(flags) - DATABASE_FLAGS)
+    unknown = sorted(set(flags) - (MYSQL_FLAGS if sql_engines.of(version) == "MYSQL" else DATABASE_FLAGS))
     if unknown:
         raise EffectError(f"Invalid request: Invalid flag name: {', '.join(unknown)}.")
     return flags
@@ -169,7 +159,7 @@ class NoEffects:
     ) -> dict[str, str]:
         """Return a constant after the same check of flags."""
         del project, server_cert_pem, server_key_pem, client_ca_pem
-        check_database_flags(instance.get("settings", {}))
+        check_database_flags(instance.get("settings", {}), instance["databaseVersion"])
         return {"ip": "198.18.0.129"}
 
     def address_of_domain(self, host: str) -> str | None:
@@ -272,17 +262,19 @@ class DockerEffects:
         del project
         name = instance["name"]
         settings = instance.get("settings", {})
+        flags = check_database_flags(settings, instance["databaseVersion"])
+        engine = sql_engines.of(instance["databaseVersion"])
         files = {
             "etc/cloudsql/server-cert.pem": (server_cert_pem, 0o644),
             "etc/cloudsql/server-key.pem": (server_key_pem, 0o600),
             "etc/cloudsql/client-ca.pem": (client_ca_pem, 0o644),
-            "etc/cloudsql/instance.json": (json.dumps({"flags": check_database_flags(settings)}), 0o644),
+            "etc/cloudsql/instance.json": (json.dumps({"flags": flags}), 0o644),
             **{f"opt/cloudsql/emulator/{program}": ((_HERE / program).read_text(), 0o644) for program in _SQL_PROGRAMS},
         }
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
         with _explained(f"create the Cloud SQL instance {name}"):
             with self._placing:
-                container = self._find(f"cloudsql-{name}") or self._make_sql_instance(name)
+                container = self._find(f"cloudsql-{name}") or self._make_sql_instance(name, engine)
             if digest != _read(container, "/etc/cloudsql/digest"):
                 container.stop(timeout=_STOP_SECONDS)
                 container.put_archive("/", _archive({**files, "etc/cloudsql/digest": (digest, 0o644)}))
@@ -293,16 +285,17 @@ class DockerEffects:
                 self._wait_for_database(container, name)
         return {"ip": self._address(container)}
 
-    def _make_sql_instance(self, name: str) -> Container:
+    def _make_sql_instance(self, name: str, engine: str) -> Container:
         volume = f"cloudsql-{name}"
         self._docker.volumes.create(volume, labels={LABEL: "emulator"})
         return self._create(
             f"cloudsql-{name}",
             SQL_IMAGE,
             None,
-            command=["/usr/bin/python3", "-m", "emulator.sql_instance"],
+            command=["/usr/bin/python3", "-m", ENGINES[engine].program],
+            labels={f"{LABEL}.engine": engine},
             working_dir="/opt/cloudsql",
-            volumes=[f"{volume}:/var/lib/postgresql"],
+            volumes=[f"{volume}:{ENGINES[engine].volume}"],
             shm_size="256m",
         )
 
@@ -321,11 +314,11 @@ class DockerEffects:
 
     def create_sql_database(self, instance: str, name: str) -> None:
         """Make a database owned by cloudsqlsuperuser."""
-        self._sql(instance, _CREATE_DATABASE, name=name)
+        self._sql(instance, lambda engine: (engine.create_database, {"name": name}))
 
     def delete_sql_database(self, instance: str, name: str) -> None:
         """Remove a database; fails while it is in use."""
-        self._sql(instance, 'DROP DATABASE IF EXISTS :"name";', name=name)
+        self._sql(instance, lambda engine: (engine.drop_database, {"name": name}))
 
     def create_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
         """Make a user: a built-in one is a member of cloudsqlsuperuser unless databaseRoles say otherwise."""
@@ -334,19 +327,11 @@ class DockerEffects:
 
     def update_sql_user(self, instance: str, user: Mapping[str, Any]) -> None:
         """Change what is given of password and databaseRoles, which is the exact list."""
-        iam_role = IAM_ROLES.get(user.get("type", ""))
-        script, values = _CREATE_ROLE, {"name": user["name"]}
-        if user.get("password") and not iam_role:
-            script += _MAKE_BUILT_IN
-            values["verifier"] = scram_verifier(user["password"])
-        if user.get("databaseRoles") is not None:
-            script += _SET_ROLES
-            values["roles"] = ",".join([*user["databaseRoles"], *([iam_role] if iam_role else [])])
-        self._sql(instance, script, **values)
+        self._sql(instance, lambda engine: engine.make_user(user))
 
     def delete_sql_user(self, instance: str, name: str) -> None:
         """Remove a user; fails while it owns anything."""
-        self._sql(instance, 'DROP ROLE IF EXISTS :"name";', name=name)
+        self._sql(instance, lambda engine: (engine.drop_user, {"name": name}))
 
     def address_of_domain(self, host: str) -> str | None:
         """Return the address of the running VM that serves one of the operator's names."""
@@ -412,24 +397,23 @@ class DockerEffects:
         _wait(container, f"The VM {name} did not boot", ["systemctl", "is-system-running"], _booted)
 
     def _wait_for_database(self, container: Container, name: str) -> None:
-        ready = ["pg_isready", "--quiet", *_ADMIN]
-        _wait(container, f"The Cloud SQL instance {name} did not start", ready, lambda status, _: status == 0)
+        ready = _engine(container).ready
+        _wait(container, f"The Cloud SQL instance {name} did not start", list(ready), lambda status, _: status == 0)
 
-    def _sql(self, instance: str, script: str, **values: str) -> None:
-        """Run a psql script with variables; nothing secret meets a command line or a file."""
+    def _sql(self, instance: str, script_of: Callable[[Engine], Script]) -> None:
+        """Run an engine's script by its client."""
         container = self._existing(f"cloudsql-{instance}")
-        lines = [f"\\set {name} {_psql_quoted(value)}" for name, value in values.items()]
-        text = "\n".join([*lines, "SET client_min_messages = warning;", script, "\\q", ""])
-        command = ["psql", *_ADMIN, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
+        engine = _engine(container)
         with _explained(f"change the Cloud SQL instance {instance}"):
-            status, printed = self._exec(container, command, text.encode())
+            status, printed = self._exec(container, engine, engine.text(*script_of(engine)).encode())
         if status:
-            raise EffectError(printed.partition("ERROR:")[2].strip() or printed.strip() or f"psql ended with {status}")
+            words = printed.partition("ERROR")[2].lstrip(":").strip() or printed.strip()
+            raise EffectError(words or f"{engine.client[0]} ended with {status}")
 
-    def _exec(self, container: Container, command: list[str], stdin: bytes) -> tuple[int, str]:
-        """Run a command in a container as postgres; returns its status and what it printed."""
+    def _exec(self, container: Container, engine: Engine, stdin: bytes) -> tuple[int, str]:
+        """Run an engine's client in its container; returns its status and what it printed."""
         api = self._docker.api
-        identifier = api.exec_create(container.id, command, stdin=True, user="postgres")["Id"]
+        identifier = api.exec_create(container.id, list(engine.client), stdin=True, user=engine.user)["Id"]
         stream: Any = api.exec_start(identifier, socket=True)
         stream._sock.settimeout(_REQUEST_SECONDS)
         stream._sock.sendall(stdin)
@@ -437,19 +421,9 @@ class DockerEffects:
         return api.exec_inspect(identifier)["ExitCode"], printed.decode(errors="replace")
 
 
-def scram_verifier(password: str, salt: bytes | None = None) -> str:
-    """Return what PostgreSQL stores for a password (RFC 5803), so that it never sees the password itself."""
-    salt = salt or os.urandom(16)
-    salted = hashlib.pbkdf2_hmac("sha256", unicodedata.normalize("NFKC", password).encode(), salt, _SCRAM_ITERATIONS)
-    stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-    server_key = hmac.digest(salted, b"Server Key", "sha256")
-    salt64, stored64, server64 = (base64.b64encode(part).decode() for part in (salt, stored_key, server_key))
-    return f"SCRAM-SHA-256${_SCRAM_ITERATIONS}:{salt64}${stored64}:{server64}"
-
-
-def _psql_quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
-    return f"'{escaped}'"
+def _engine(container: Container) -> Engine:
+    """Return the engine of a Cloud SQL container; one that does not say is older than the choice."""
+    return ENGINES[container.labels.get(f"{LABEL}.engine", "POSTGRES")]
 
 
 def _booted(status: int, printed: str) -> bool:

@@ -51,7 +51,9 @@ apt-get clean; rm -rf /var/lib/apt/lists/*
 _CLOUD_SCRIPT = f"""set -eu
 install -d /etc/postgresql-common
 echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
-{_INSTALL} ca-certificates gnupg openssl pebble postgresql-17 python3 python3-venv >/dev/null
+{_INSTALL} ca-certificates gnupg mariadb-client-core mariadb-server-core openssl pebble postgresql-17 \
+  python3 python3-venv >/dev/null
+useradd --system --create-home --home-dir /var/lib/mysql --shell /usr/sbin/nologin mysql
 update-ca-certificates >/dev/null 2>&1
 python3 -m venv /opt/venv
 /opt/venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r /opt/requirements.txt

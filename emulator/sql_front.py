@@ -5,6 +5,7 @@ demanded. Its common name is the principal's e-mail address when IAM login was a
 is an IAM user: it must be the principal, and then reaches PostgreSQL through a Unix socket that trusts IAM roles; any
 other user goes to the TCP port and gives its password. Protocol: PostgreSQL documentation, "Message Formats".
 Not emulated: the metadata exchange of newer connectors, access tokens given as passwords.
+`mysql_front` speaks the other engine's protocol.
 """
 
 import asyncio
@@ -19,10 +20,11 @@ _VERSION_3 = 3
 _CANCEL_REQUEST = 80877102
 _ENCRYPTION_REQUESTS = (80877103, 80877104)  # TLS and GSSAPI, which have no place inside the tunnel
 _SERVICE_ACCOUNT_SUFFIX = ".gserviceaccount.com"
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class RefusedError(Exception):
-    """A connection that gets a PostgreSQL error: SQLSTATE and message."""
+    """A connection that gets an error of its protocol: SQLSTATE and message."""
 
     def __init__(self, sqlstate: str, message: str) -> None:
         super().__init__(message)
@@ -54,13 +56,13 @@ def database_user(principal: str) -> str:
 class Front:
     """Takes connections from proxies and passes them on.
 
-    `socket_path` is PostgreSQL's Unix socket, `tcp_port` its port on the loopback address.
+    `socket_path` is the database server's Unix socket, `tcp_port` its port on the loopback address.
     """
 
     def __init__(self, socket_path: str, tcp_port: int, iam_enabled: bool) -> None:
-        self._socket_path = socket_path
-        self._tcp_port = tcp_port
-        self._iam_enabled = iam_enabled
+        self.socket_path = socket_path
+        self.tcp_port = tcp_port
+        self.iam_enabled = iam_enabled
 
     async def serve(self, context: ssl.SSLContext, port: int = PORT) -> asyncio.Server:
         """Listen on every address; raises `OSError` when the port is taken."""
@@ -72,31 +74,36 @@ class Front:
         try:
             try:
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
-                    startup = await _read_startup(reader, writer)
-                    upstream = await self._upstream(startup, _common_name(writer))
+                    upstream = await self.introduce((reader, writer), _common_name(writer))
             except RefusedError as refused:
                 writer.write(refused.message())
                 await writer.drain()
                 return
-            upstream[1].write(startup)
             await _relay((reader, writer), upstream)
         except (OSError, EOFError, TimeoutError):
             return  # the client went away or never spoke: nobody is left to tell
         finally:
             writer.close()
 
-    async def _upstream(self, startup: bytes, principal: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def introduce(self, client: Streams, principal: str) -> Streams:
+        """Return a connection to the server that knows who the client is; raises `RefusedError`."""
+        startup = await _read_startup(*client)
+        upstream = await self._upstream(startup, principal)
+        upstream[1].write(startup)
+        return upstream
+
+    async def _upstream(self, startup: bytes, principal: str) -> Streams:
         try:
             if _code(startup) == _CANCEL_REQUEST:
-                return await asyncio.open_unix_connection(self._socket_path)
+                return await asyncio.open_unix_connection(self.socket_path)
             user = _user(startup)
             if "@" not in user:
-                return await asyncio.open_connection("127.0.0.1", self._tcp_port)
-            if not self._iam_enabled:
+                return await asyncio.open_connection("127.0.0.1", self.tcp_port)
+            if not self.iam_enabled:
                 raise RefusedError("28000", "Cloud SQL IAM authentication is not enabled on this instance")
             if user != database_user(principal):
                 raise RefusedError("28000", f'Cloud SQL IAM user authentication failed for user "{user}"')
-            return await asyncio.open_unix_connection(self._socket_path)
+            return await asyncio.open_unix_connection(self.socket_path)
         except OSError as error:
             raise RefusedError("57P03", "the database system is not accepting connections") from error
 
@@ -135,11 +142,8 @@ def _user(startup: bytes) -> str:
     return user
 
 
-async def _relay(
-    client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-) -> None:
-    """Copy both ways until PostgreSQL closes, which it also does when its client has left."""
+async def _relay(client: Streams, server: Streams) -> None:
+    """Copy both ways until the server closes, which it also does when its client has left."""
     upwards = asyncio.create_task(_copy(client[0], server[1]))
     try:
         await _copy(server[0], client[1])

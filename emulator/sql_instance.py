@@ -3,7 +3,7 @@
 Started as root with the files of `/etc/cloudsql` in place (written by `emulator.effects`): `instance.json` with
 `{"flags": {name: value}}`, the instance's `server-cert.pem` and `server-key.pem`, and `client-ca.pem`.
 Roles and rights follow https://cloud.google.com/sql/docs/postgres/users. Ends when PostgreSQL ends; the container's
-restart policy brings both back.
+restart policy brings both back. `mysql_instance` is the other engine's.
 """
 
 import asyncio
@@ -47,12 +47,12 @@ ALTER DATABASE postgres OWNER TO cloudsqlsuperuser;
 """
 
 
-def take_files() -> None:
-    """Hand what PostgreSQL must own to its user, then become that user."""
-    owner = pwd.getpwnam("postgres")
+def take_files(user: str) -> None:
+    """Hand what a database server must own to its user, then become that user."""
+    owner = pwd.getpwnam(user)
     SOCKET_DIRECTORY.mkdir(exist_ok=True)
     SOCKET_DIRECTORY.chmod(0o700)
-    for path in (CONFIGURATION, *CONFIGURATION.iterdir(), SOCKET_DIRECTORY, DATA.parent.parent):
+    for path in (CONFIGURATION, *CONFIGURATION.iterdir(), SOCKET_DIRECTORY, pathlib.Path(owner.pw_dir)):
         shutil.chown(path, owner.pw_uid, owner.pw_gid)
     os.setgroups([])
     os.setgid(owner.pw_gid)
@@ -98,20 +98,32 @@ def postgres_command(flags: dict[str, str]) -> list[str]:
     return [str(BINARIES / "postgres"), "-D", str(DATA), *options]
 
 
-async def run(flags: dict[str, str]) -> int:
+async def run(command: list[str], stop: signal.Signals, front: sql_front.Front) -> int:
     """Run server and front until the server ends or the container is stopped; returns the server's status."""
-    server = await asyncio.create_subprocess_exec(*postgres_command(flags))
-    # A fast shutdown: PostgreSQL's answer to SIGTERM would wait for every client to leave.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.send_signal, signal.SIGINT)
+    server = await asyncio.create_subprocess_exec(*command)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.send_signal, stop)
     context = sql_front.server_context(
         *(str(CONFIGURATION / name) for name in ("server-cert.pem", "server-key.pem", "client-ca.pem"))
     )
-    front = sql_front.Front(str(SOCKET_DIRECTORY / ".s.PGSQL.5432"), 5432, flags.get(IAM_FLAG) == "on")
     await front.serve(context)
     return await server.wait()
 
 
-if __name__ == "__main__":
-    take_files()
+def flags() -> dict[str, str]:
+    """Return the instance's database flags."""
+    found: dict[str, str] = json.loads((CONFIGURATION / "instance.json").read_text())["flags"]
+    return found
+
+
+def main() -> int:
+    """Run PostgreSQL; returns its exit code."""
+    take_files("postgres")
     make_cluster()
-    sys.exit(asyncio.run(run(json.loads((CONFIGURATION / "instance.json").read_text())["flags"])))
+    iam_enabled = flags().get(IAM_FLAG) == "on"
+    front = sql_front.Front(str(SOCKET_DIRECTORY / ".s.PGSQL.5432"), 5432, iam_enabled)
+    # A fast shutdown: PostgreSQL's answer to SIGTERM would wait for every client to leave.
+    return asyncio.run(run(postgres_command(flags()), signal.SIGINT, front))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

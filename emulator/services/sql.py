@@ -1,5 +1,6 @@
 """Cloud SQL Admin: instances, databases, users, and the certificates by which the Cloud SQL Auth Proxy connects."""
 
+import dataclasses
 import datetime
 import hashlib
 import re
@@ -18,13 +19,52 @@ from emulator.services.compute_catalog import ZONES
 from emulator.state import Resource, fingerprint, now, public
 
 _ROOT = "https://sqladmin.googleapis.com/v1/"
-_VERSION = "POSTGRES_17"
+
 _SERVICE_AGENT = "p{}-emulated@gcp-sa-cloud-sql.iam.gserviceaccount.com"
 _TIERS = {
     "ENTERPRISE": re.compile(r"db-custom-\d+-\d+|db-f1-micro|db-g1-small"),
     "ENTERPRISE_PLUS": re.compile(r"db-perf-optimized-N-\d+"),
 }
 _PEERING_SERVICE = "services/servicenetworking.googleapis.com"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Engine:
+    """What is spelt otherwise from one database version to the other; `log` is the field of point-in-time recovery."""
+
+    iam_flag: str
+    log: str
+    charset: str
+    collation: str
+    databases: tuple[str, ...]
+    administrator: str
+    host: str
+
+
+# https://cloud.google.com/sql/docs/mysql/users, https://cloud.google.com/sql/docs/mysql/backup-recovery/pitr
+_ENGINES = {
+    "POSTGRES_17": _Engine(
+        iam_flag="cloudsql.iam_authentication",
+        log="pointInTimeRecoveryEnabled",
+        charset="UTF8",
+        collation="en_US.UTF8",
+        databases=("postgres",),
+        administrator="postgres",
+        host="",
+    ),
+    "MYSQL_8_4": _Engine(
+        iam_flag="cloudsql_iam_authentication",
+        log="binaryLogEnabled",
+        charset="utf8mb4",
+        collation="utf8mb4_0900_ai_ci",
+        databases=("information_schema", "mysql", "performance_schema", "sys"),
+        administrator="root",
+        host="%",
+    ),
+}
+# https://dev.mysql.com/doc/refman/8.4/en/user-names.html
+_LONGEST_MYSQL_NAME = 32
+_LOGS = {engine.log for engine in _ENGINES.values()}
 _CERTIFICATE_LIFETIME = datetime.timedelta(hours=1)
 _DEFAULTS: Resource = {
     "kind": "sql#settings",
@@ -144,9 +184,11 @@ def _insert(call: Call) -> Resource:
     region = body.get("region", "us-central1")
     if region not in ZONES:
         raise _bad(f"Invalid region: {region}.")
-    if body.get("databaseVersion") != _VERSION:
-        raise ApiError(501, f"The emulated cloud has {_VERSION} only, not {body.get('databaseVersion')}.")
-    settings = _complete(call, body.get("settings") or {}, region)
+    version = body.get("databaseVersion")
+    if version not in _ENGINES:
+        raise ApiError(501, f"The emulated cloud has {' and '.join(_ENGINES)} only, not {version}.")
+    engine = _ENGINES[version]
+    settings = _complete(call, body.get("settings") or {}, region, version)
     authority, authority_key = certificates.make_authority(f"Google Cloud SQL Server CA {uuid.uuid4()}")
     dns = f"{fingerprint(key)[:11].lower().replace('_', '-')}.{uuid.uuid4().hex[:12]}.{region}.sql.goog."
     instance: Resource = {
@@ -160,7 +202,7 @@ def _insert(call: Call) -> Resource:
         "instanceType": "CLOUD_SQL_INSTANCE",
         "connectionName": f"{project}:{region}:{name}",
         "createTime": now(),
-        "databaseInstalledVersion": f"{_VERSION}_6",
+        "databaseInstalledVersion": f"{version}_6",
         "dnsName": dns,
         "gceZone": settings["locationPreference"]["zone"],
         "serviceAccountEmailAddress": _SERVICE_AGENT.format(call.state.projects[project]),
@@ -173,9 +215,10 @@ def _insert(call: Call) -> Resource:
     certificate = certificates.issue_server(authority, authority_key, f"{project}:{name}", [dns.rstrip(".")])
     instance["_server"] = list(certificate)
     owned = {"instance": name, "project": project}
+    administrator = {"kind": "sql#user", "name": engine.administrator, "type": "BUILT_IN", "host": engine.host, **owned}
     children = {
-        f"{key}/databases/postgres": _database(owned, {"name": "postgres"}),
-        f"{key}/users/postgres": {"kind": "sql#user", "name": "postgres", "type": "BUILT_IN", "host": "", **owned},
+        **{f"{key}/databases/{name}": _database(engine, owned, {"name": name}) for name in engine.databases},
+        f"{key}/users/{_user_key(engine.administrator, engine.host)}": administrator,
     }
     call.state.resources |= {key: instance, **children}
 
@@ -196,10 +239,11 @@ def _apply(call: Call, instance: Resource) -> None:
     instance["ipAddresses"] = [{"type": kind, "ipAddress": made["ip"]} for kind in kinds]
 
 
-def _complete(call: Call, sent: Resource, region: str) -> Resource:
+def _complete(call: Call, sent: Resource, region: str, version: str) -> Resource:
     """Return settings with Google's defaults; raises `ApiError` 400 for those that Google refuses."""
+    log = _ENGINES[version].log
     settings = patched(_DEFAULTS, sent)
-    # Google's default for PostgreSQL 16 and newer.
+    # Google's default for PostgreSQL from 16 and MySQL from 8.4 on.
     edition = settings.setdefault("edition", "ENTERPRISE_PLUS")
     tier = settings.get("tier")
     if not tier:
@@ -213,14 +257,18 @@ def _complete(call: Call, sent: Resource, region: str) -> Resource:
         "locationPreference", {}
     )
     backup = settings["backupConfiguration"]
-    if backup.get("pointInTimeRecoveryEnabled") and not backup["enabled"]:
+    if any(backup.get(field) for field in _LOGS - {log}):
+        raise _bad(f"{version} has {log} alone of {', '.join(sorted(_LOGS))}.")
+    if backup.get(log) and not backup["enabled"]:
         raise _bad("Point-in-time recovery needs backups to be enabled.")
-    if settings["availabilityType"] == "REGIONAL" and not backup["enabled"]:
-        raise _bad("High availability needs backups to be enabled.")
+    # https://cloud.google.com/sql/docs/mysql/configure-ha
+    is_logged = backup.get(log) or log != "binaryLogEnabled"
+    if settings["availabilityType"] == "REGIONAL" and not (backup["enabled"] and is_logged):
+        raise _bad("High availability needs backups to be enabled, and in MySQL the binary log.")
     if int(settings["dataDiskSizeGb"]) < 10:
         raise _bad("The disk must have 10 GB or more.")
     try:
-        check_database_flags(settings)
+        check_database_flags(settings, version)
     except EffectError as error:
         raise ApiError(400, str(error)) from error
     configuration = settings["ipConfiguration"]
@@ -276,7 +324,7 @@ def _change(call: Call) -> Resource:
     if sent.get("settingsVersion") and str(sent["settingsVersion"]) != current["settingsVersion"]:
         raise ApiError(412, "Condition does not match: settingsVersion is stale.", reason="staleData")
     wanted = patched(current, sent) if call.verb == "patch" else sent
-    settings = _complete(call, wanted, instance["region"])
+    settings = _complete(call, wanted, instance["region"], instance["databaseVersion"])
     if int(settings["dataDiskSizeGb"]) < int(current["dataDiskSizeGb"]):
         raise _bad("The disk cannot be made smaller.")
     settings["settingsVersion"] = str(int(current["settingsVersion"]) + 1)
@@ -315,8 +363,9 @@ def _delete(call: Call) -> Resource:
     )
 
 
-def _database(owned: Resource, body: Resource) -> Resource:
-    database = {"charset": "UTF8", "collation": "en_US.UTF8", **body, "kind": "sql#database", **owned}
+def _database(engine: _Engine, owned: Resource, body: Resource) -> Resource:
+    defaults = {"charset": engine.charset, "collation": engine.collation}
+    database = {**defaults, **body, "kind": "sql#database", **owned}
     link = f"{_ROOT}projects/{owned['project']}/instances/{owned['instance']}/databases/{body['name']}"
     return database | {"selfLink": link, "etag": fingerprint(database)}
 
@@ -348,19 +397,20 @@ def _get_database(call: Call) -> Resource:
 
 @serves("sql.databases.insert", permission="cloudsql.databases.create")
 def _insert_database(call: Call) -> Resource:
+    engine = _ENGINES[_need(call)["databaseVersion"]]
     instance, body = _need(call)["name"], call.body or {}
     name = body.get("name")
     if not name or len(name) > 63:
         raise _bad(f"Invalid database name: {name}.")
+    if body.get("charset", engine.charset) != engine.charset:
+        raise ApiError(501, f"The emulated cloud has databases of the charset {engine.charset} only.")
     key = f"sql/{_name(call)}/databases/{name}"
     if key in call.state.resources:
-        raise ApiError(
-            400, f'Invalid request: failed to create database {name}. Detail: pq: database "{name}" already exists'
-        )
+        raise _bad(f'failed to create database {name}. Detail: database "{name}" already exists')
 
     def finish() -> None:
         owned = {"instance": instance, "project": call.parameters["project"]}
-        call.state.resources[key] = _database(owned, body)
+        call.state.resources[key] = _database(engine, owned, body)
 
     return _start(
         call, "CREATE_DATABASE", instance, lambda: call.cloud.effects.create_sql_database(instance, name), finish
@@ -385,28 +435,40 @@ def _list_users(call: Call) -> Resource:
     return {"kind": "sql#usersList", "items": _children(call, "users")}
 
 
+def _user_key(name: str, host: str) -> str:
+    return f"{name}@{host}" if host else name
+
+
+def _user(call: Call, name: str) -> tuple[str, Resource]:
+    """Return a user by name and, in MySQL, host; an IAM user's name there is its whole address."""
+    return _child(call, "users", _user_key(name, call.parameters.get("host") or ""))
+
+
 @serves("sql.users.get", permission="cloudsql.users.get")
 def _get_user(call: Call) -> Resource:
-    return public(_child(call, "users", call.parameters["name"])[1])
+    return public(_user(call, call.parameters["name"])[1])
 
 
 @serves("sql.users.insert", permission="cloudsql.users.create")
 def _insert_user(call: Call) -> Resource:
     instance, body = _need(call), call.body or {}
-    name, kind = body.get("name", ""), body.get("type", "BUILT_IN")
+    kind = body.get("type", "BUILT_IN")
     _check_user(call, instance, body, kind)
-    key = f"sql/{_name(call)}/users/{name}"
-    if key in call.state.resources:
-        raise ApiError(409, f"User {name} already exists.", reason="userAlreadyExists")
     roles = body.get("databaseRoles") or ([] if kind.startswith("CLOUD_IAM") else ["cloudsqlsuperuser"])
     owned = {"instance": instance["name"], "project": call.parameters["project"]}
-    user: Resource = {"kind": "sql#user", "name": name, "type": kind, "host": "", "databaseRoles": roles, **owned}
+    host = body.get("host") or _ENGINES[instance["databaseVersion"]].host
+    user: Resource = {"kind": "sql#user", "type": kind, "host": host, "databaseRoles": roles, **owned}
+    user["name"] = name = body["name"]
     if kind.startswith("CLOUD_IAM"):
         user["iamStatus"] = "ACTIVE"
+        if instance["databaseVersion"].startswith("MYSQL"):
+            user |= {"name": name.partition("@")[0], "iamEmail": name}
+    if any((user["name"], host) == (other["name"], other["host"]) for other in _children(call, "users")):
+        raise ApiError(409, f"User {user['name']} already exists.", reason="userAlreadyExists")
     user["etag"] = fingerprint(user)
 
     def finish() -> None:
-        call.state.resources[key] = user
+        call.state.resources[f"sql/{_name(call)}/users/{_user_key(name, host)}"] = user
 
     asked = user | ({"password": body["password"]} if "password" in body else {})
     return _start(
@@ -419,28 +481,37 @@ def _insert_user(call: Call) -> Resource:
 
 
 def _check_user(call: Call, instance: Resource, user: Resource, kind: str) -> None:
-    name = user.get("name", "")
+    name, is_mysql = user.get("name", ""), instance["databaseVersion"].startswith("MYSQL")
     if kind not in ("BUILT_IN", "CLOUD_IAM_USER", "CLOUD_IAM_SERVICE_ACCOUNT"):
         raise ApiError(501, f"The emulated cloud has no database users of type {kind}.")
+    if is_mysql and len(name.partition("@")[0]) > _LONGEST_MYSQL_NAME:
+        raise _bad(f"The user name {name} is longer than {_LONGEST_MYSQL_NAME} characters.")
     if kind == "BUILT_IN":
         if not name or "@" in name or not user.get("password"):
             raise _bad("A built-in user needs a name without @, and a password.")
+        if is_mysql and not user.get("host"):
+            raise _bad("A user of MySQL needs a host.")
+        if user.get("host", "%") != "%":
+            raise ApiError(501, "The emulated cloud has database users of any host (%) only.")
         return
-    if user.get("password"):
-        raise _bad("An IAM user has no password.")
-    if "@" not in name or name.endswith(".gserviceaccount.com"):
-        raise _bad(f"The IAM user {name} must be an e-mail address, without the ending .gserviceaccount.com.")
+    if user.get("password") or user.get("host"):
+        raise _bad("For IAM users, password or hostname should not be specified.")
+    ending = ".gserviceaccount.com"
+    account = name if is_mysql else f"{name}{ending}"
+    if "@" not in name or (not is_mysql and name.endswith(ending)):
+        raise _bad(f"The IAM user {name} must be an e-mail address, for PostgreSQL without the ending {ending}.")
     flags = {flag["name"]: flag.get("value") for flag in instance["settings"].get("databaseFlags", [])}
-    if flags.get("cloudsql.iam_authentication") != "on":
-        raise _bad("IAM users need the database flag cloudsql.iam_authentication to be on.")
-    if kind == "CLOUD_IAM_SERVICE_ACCOUNT" and not call.cloud.access.account_exists(f"{name}.gserviceaccount.com"):
-        raise _bad(f"The service account {name}.gserviceaccount.com does not exist.")
+    flag = _ENGINES[instance["databaseVersion"]].iam_flag
+    if flags.get(flag) != "on":
+        raise _bad(f"IAM users need the database flag {flag} to be on.")
+    if kind == "CLOUD_IAM_SERVICE_ACCOUNT" and not call.cloud.access.account_exists(account):
+        raise _bad(f"The service account {account} does not exist.")
 
 
 @serves("sql.users.update", permission="cloudsql.users.update")
 def _update_user(call: Call) -> Resource:
     body = call.body or {}
-    key, user = _child(call, "users", call.parameters.get("name") or body.get("name", ""))
+    key, user = _user(call, call.parameters.get("name") or body.get("name", ""))
     if body.get("password") and user["type"] != "BUILT_IN":
         raise _bad("An IAM user has no password.")
     asked = call.parameters.get("databaseRoles") or body.get("databaseRoles")
@@ -460,7 +531,7 @@ def _update_user(call: Call) -> Resource:
 
 @serves("sql.users.delete", permission="cloudsql.users.delete")
 def _delete_user(call: Call) -> Resource:
-    key, user = _child(call, "users", call.parameters.get("name", ""))
+    key, user = _user(call, call.parameters.get("name", ""))
     instance, name = user["instance"], user["name"]
 
     def finish() -> None:

@@ -4,7 +4,7 @@
 Flags, environment, configuration files, log lines, exit codes and health checks follow the real program
 (https://github.com/GoogleCloudPlatform/cloud-sql-proxy). Needs Debian's python3 and python3-cryptography.
 What it does not do: refused are FUSE, gcloud's and impersonated credentials, SQL Data, the admin server, sub-commands,
-YAML configuration, parameters of single instances, databases other than PostgreSQL. Taken and ignored: telemetry.
+YAML configuration, parameters of single instances, SQL Server. Taken and ignored: telemetry.
 Also missing: HTTPS_PROXY, the metadata exchange, metrics other than counts.
 """
 
@@ -44,6 +44,8 @@ _SCOPES = {
 _REFRESH_AHEAD_SECONDS = 240
 _RETRY_SECONDS = 30
 _DIAL_SECONDS = 30
+# A database version's beginning: the engine's usual port, and the name of its socket in the instance's directory.
+_ENGINES = {"POSTGRES": (5432, ".s.PGSQL.5432"), "MYSQL": (3306, "")}
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
 # Name: default, whose type is the flag's; durations are floats, in seconds.
 _FLAGS: dict[str, Any] = {
@@ -250,6 +252,7 @@ class Credentials:
 class Route(NamedTuple):
     """What a refresh yields: how to reach an instance until `expires` (seconds since 1970)."""
 
+    engine: str
     address: str
     context: ssl.SSLContext
     names: list[str]
@@ -316,12 +319,13 @@ class Instance:
         ends = getattr(leaf, "not_valid_after_utc", None) or leaf.not_valid_after.replace(tzinfo=datetime.UTC)
         names = [item["name"] for item in found.get("dnsNames", [])] or [found.get("dnsName", "")]
         context = self._context(found["serverCaCert"]["cert"], certificate)
-        return Route(self._address(found, names), context, names, min(expires, ends.timestamp()))
+        engine = found["databaseVersion"].partition("_")[0]
+        return Route(engine, self._address(found, names), context, names, min(expires, ends.timestamp()))
 
     def _judge(self, found: Mapping[str, Any]) -> None:
         if found["region"] != self._region:
             raise ProxyError(f"provided region was mismatched - got {self._region}, want {found['region']}")
-        if not found["databaseVersion"].startswith("POSTGRES"):
+        if found["databaseVersion"].partition("_")[0] not in _ENGINES:
             raise ProxyError(f"{found['databaseVersion']} is not known to this stand-in")
 
     def _address(self, found: Mapping[str, Any], names: list[str]) -> str:
@@ -425,7 +429,7 @@ class Proxy:
             raise ProxyError(f"unable to start: {error}") from error
         for number, instance in enumerate(self._instances):
             try:
-                place = await self._listen(instance, (self._settings["port"] or 5432) + number)
+                place = await self._listen(instance, number)
             except (ProxyError, OSError) as error:
                 raise ProxyError(f"unable to start: [{instance.name}] Unable to mount socket: {error}") from error
             self.log(f"[{instance.name}] Listening on {place}")
@@ -442,17 +446,20 @@ class Proxy:
             self.log("Connection test passed")
         self._unready = ""
 
-    async def _listen(self, instance: Instance, port: int) -> str:
-        directory = self._settings["unix-socket"]
-        if directory or not self._settings["port"]:
-            await instance.route()  # the engine's version decides on the place: a wrong set-up fails here
+    async def _listen(self, instance: Instance, number: int) -> str:
+        directory, port = self._settings["unix-socket"], self._settings["port"]
+        socket_name = ""
+        if directory or not port:  # the engine decides on the place: a wrong set-up fails here
+            port, socket_name = _ENGINES[(await instance.route()).engine]
+        port += number
         self._keep(asyncio.create_task(instance.keep_fresh()))
         serve = functools.partial(self._serve, instance)
         if not directory:
             self._servers.append(await asyncio.start_server(serve, self._settings["address"], port))
             return f"{self._settings['address']}:{port}"
-        path = pathlib.Path(directory, instance.name, ".s.PGSQL.5432")
-        path.parent.mkdir(exist_ok=True)
+        path = pathlib.Path(directory, instance.name, socket_name)
+        if socket_name:
+            path.parent.mkdir(exist_ok=True)
         if path.exists():
             raise ProxyError(f"listen unix {path}: bind: address already in use")
         self._servers.append(await asyncio.start_unix_server(serve, path))

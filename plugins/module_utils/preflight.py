@@ -18,6 +18,7 @@ import yaml
 
 LOWEST_MLFLOW_VERSION = (3, 17, 0)
 LOWEST_POSTGRES_VERSION = 17
+MYSQL_VERSION = "MYSQL_8_4"
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 SQL_LOGINS = ("iam", "password")
 DISK_SIZE_GIB = (20, 65536)
@@ -312,12 +313,13 @@ def _check_machines(checker: _Checker) -> None:
         if network.overlaps(_SQL_RANGE):
             problem = f"overlaps {_SQL_RANGE}, from which Cloud SQL cannot be reached"
             checker.add("platform_subnetwork_cidr", problem, "write another private range, such as 10.10.0.0/24")
-    postgres = re.fullmatch(r"POSTGRES_(\d+)", str(variables.get("platform_sql_database_version")))
-    if not postgres or int(postgres[1]) < LOWEST_POSTGRES_VERSION:
+    version = str(variables.get("platform_sql_database_version"))
+    postgres = re.fullmatch(r"POSTGRES_(\d+)", version)
+    if version != MYSQL_VERSION and (not postgres or int(postgres[1]) < LOWEST_POSTGRES_VERSION):
         checker.add(
             "platform_sql_database_version",
-            f"not PostgreSQL {LOWEST_POSTGRES_VERSION} or newer",
-            f"write POSTGRES_{LOWEST_POSTGRES_VERSION}",
+            f"neither PostgreSQL {LOWEST_POSTGRES_VERSION} or newer nor {MYSQL_VERSION}",
+            f"write POSTGRES_{LOWEST_POSTGRES_VERSION} or {MYSQL_VERSION}",
         )
     mlflow = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(variables.get("mlflow_version")))
     if not mlflow or tuple(int(part) for part in mlflow.groups()) < LOWEST_MLFLOW_VERSION:

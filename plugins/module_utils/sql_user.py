@@ -1,6 +1,6 @@
-"""Users of a Cloud SQL for PostgreSQL instance.
+"""Users of a Cloud SQL instance.
 
-https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1/users
+https://cloud.google.com/sql/docs/mysql/admin-api/rest/v1/users
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
 )
 
 TYPES = ("BUILT_IN", "CLOUD_IAM_SERVICE_ACCOUNT", "CLOUD_IAM_USER")
+ENGINES = ("POSTGRES", "MYSQL")
 ATTEMPTS = 5
+# In MySQL a user is a name and the hosts it may come from; behind the proxy that is any host.
+ANY_HOST = "%"
 
 Plan = tuple[str, list[Difference]]
 
 
-def database_name(name: str, kind: str) -> str:
-    """Return the name as PostgreSQL knows the user.
+def database_name(name: str, kind: str, engine: str) -> str:
+    """Return the name as the database knows the user.
 
     https://cloud.google.com/sql/docs/postgres/add-manage-iam-users#creating-a-database-user
+    https://cloud.google.com/sql/docs/mysql/add-manage-iam-users#creating-a-database-user
     """
     if kind == "BUILT_IN":
         return name
+    if engine == "MYSQL":
+        return name.lower().partition("@")[0]
     return name.lower().removesuffix(".gserviceaccount.com") if kind == "CLOUD_IAM_SERVICE_ACCOUNT" else name.lower()
 
 
@@ -52,6 +58,13 @@ def plan_user(wanted: Json, actual: Json | None) -> Plan:
             f"Cloud SQL user {name}: is {actual.get('type', 'BUILT_IN')}, wanted {wanted['type']}."
             " Google cannot change the type; delete the user yourself before the next run"
         )
+    # MySQL's short names are the same for accounts of several projects.
+    address = actual.get("iamEmail") or wanted["address"]
+    if address.lower() != wanted["address"].lower():
+        raise CloudError(
+            f"Cloud SQL user {name}: is {address}, wanted {wanted['address']}, which has the same name."
+            " Delete that user yourself before the next run, or name an account that is called otherwise"
+        )
     found = []
     if roles is not None and set(roles) != set(actual.get("databaseRoles", [])):
         found.append(Difference("databaseRoles", sorted(actual.get("databaseRoles", [])), sorted(roles)))
@@ -63,9 +76,10 @@ def plan_user(wanted: Json, actual: Json | None) -> Plan:
 class Users:
     """The users of one instance."""
 
-    def __init__(self, cloud: Session, instance: str) -> None:
+    def __init__(self, cloud: Session, instance: str, engine: str) -> None:
         self.cloud = cloud
         self.instance = instance
+        self.engine = engine
         self.parameters = {"project": cloud.project, "instance": instance}
 
     def read(self) -> dict[str, Json]:
@@ -81,7 +95,19 @@ class Users:
                 raise
             self.cloud.warnings.append(f"Cloud SQL instance {self.instance} has no users yet: {error.message}")
             return {}
-        return {user["name"]: user for user in answer.get("items", [])}
+        users = answer.get("items", [])
+        return {user["name"]: user for user in users if self.engine != "MYSQL" or user.get("host") == ANY_HOST}
+
+    def _identity(self, wanted: Json, action: str) -> Json:
+        """Return how a request names a user: for IAM users MySQL takes the whole address, and no host when creating.
+
+        https://cloud.google.com/sql/docs/mysql/reference/mcp/tools_list/update_user
+        """
+        if self.engine != "MYSQL":
+            return {"name": wanted["name"]}
+        if wanted["type"] == "BUILT_IN":
+            return {"name": wanted["name"], "host": ANY_HOST}
+        return {"name": wanted["address"].lower()} | ({} if action == "create" else {"host": ANY_HOST})
 
     def ensure(self, wanted: Json, users: dict[str, Json]) -> Plan:
         """Bring one user to the wanted state and return what was done."""
@@ -113,8 +139,9 @@ class Users:
             "update": ("update", "Changing"),
             "delete": ("delete", "Deleting"),
         }[action]
-        query: Json = {} if action == "create" else {"name": name}
-        body: Json | None = None if action == "delete" else {"name": name}
+        identity = self._identity(wanted, action)
+        query: Json = {} if action == "create" else dict(identity)
+        body: Json | None = None if action == "delete" else dict(identity)
         fields = {difference.field for difference in differences}
         if body is not None and wanted["type"] == "BUILT_IN" and (action == "create" or "password" in fields):
             body["password"] = wanted.get("password") or read_latest(self.cloud, wanted["password_secret"])
@@ -130,20 +157,26 @@ class Users:
         operations.wait(self.cloud, "sqladmin.v1", answer, purpose)
 
 
-def ensure_users(cloud: Session, instance: str, wanted: list[Json]) -> Json:
+def ensure_users(cloud: Session, instance: str, engine: str, wanted: list[Json]) -> Json:
     """Bring all users to the wanted state and return the module's result.
 
     `wanted` has the suboptions of gcp_sql_user. An instance does one operation at a time, so the users go one by one.
     """
-    named = [{**user, "name": database_name(user["name"], user["type"])} for user in wanted]
+    named = [
+        {**user, "name": database_name(user["name"], user["type"], engine), "address": user["name"]} for user in wanted
+    ]
     problems = [
         f"Cloud SQL user {user['name']}: an IAM user has no password, leave it out"
         for user in named
         if user["type"] != "BUILT_IN" and (user.get("password") or user.get("password_secret"))
+    ] + [
+        f"Cloud SQL user {user['address']}: MySQL needs an IAM user's whole address"
+        for user in named
+        if engine == "MYSQL" and user["type"] != "BUILT_IN" and "@" not in user["address"]
     ]
     if problems:
         raise CloudError("\n".join(problems))
-    users = Users(cloud, instance)
+    users = Users(cloud, instance, engine)
     present = users.read()
     members: list[Json] = []
     failures: list[str] = []

@@ -20,6 +20,11 @@ options:
     description: Name of the Cloud SQL instance.
     type: str
     required: true
+  engine:
+    description: The instance's engine, the beginning of its database version. MySQL's users are those of any host.
+    type: str
+    choices: [POSTGRES, MYSQL]
+    default: POSTGRES
   users:
     description: The users.
     type: list
@@ -29,7 +34,8 @@ options:
       name:
         description:
           - Name of the user, the e-mail address for an IAM user.
-          - C(.gserviceaccount.com) at the end of a service account's address is dropped, as PostgreSQL wants it.
+          - C(.gserviceaccount.com) at the end of a service account's address is dropped for PostgreSQL.
+          - In MySQL an IAM user is called by what stands before the @, so two of the same name cannot be users.
         type: str
         required: true
       type:
@@ -112,7 +118,7 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import TYPES, ensure_users
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import ENGINES, TYPES, ensure_users
 
 USER = {
     "name": {"type": "str", "required": True},
@@ -132,6 +138,7 @@ def main() -> None:
         argument_spec={
             "project": {"type": "str", "required": True},
             "instance": {"type": "str", "required": True},
+            "engine": {"type": "str", "choices": list(ENGINES), "default": "POSTGRES"},
             "users": {
                 "type": "list",
                 "elements": "dict",
@@ -143,7 +150,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    run(module, lambda cloud: ensure_users(cloud, module.params["instance"], module.params["users"]))
+    instance, engine, users = (module.params[name] for name in ("instance", "engine", "users"))
+    run(module, lambda cloud: ensure_users(cloud, instance, engine, users))
 
 
 if __name__ == "__main__":

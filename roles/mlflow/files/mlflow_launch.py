@@ -21,6 +21,10 @@ from mlflow.store.db.utils import _get_alembic_config as tracking_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 
 EX_CONFIG = 78
+# There from before the first table of a schema until after its last migration, so nobody's data is beside it.
+UNFINISHED = sqlalchemy.Table(
+    "mlflow_schema_unfinished", sqlalchemy.MetaData(), sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +53,42 @@ def is_fresh(connection: sqlalchemy.Connection, schema: Schema) -> bool:
     )
 
 
+@sqlalchemy.event.listens_for(sqlalchemy.Table, "before_create")
+def tell_foreign_keys_apart(table: sqlalchemy.Table, connection: sqlalchemy.Connection, **_: object) -> None:
+    """MySQL wants the names of foreign keys unique; MLflow's first auth revision has one twice (mlflow #10964)."""
+    if connection.dialect.name == "mysql" and table.name == "registered_model_permissions":
+        for constraint in table.foreign_key_constraints:
+            constraint.name = f"fk_{table.name}_user_id"
+
+
+def remove_unfinished(engine: sqlalchemy.Engine, schema: Schema) -> None:
+    """Removes what an interrupted creation left, which MySQL, unlike PostgreSQL, cannot take back by itself."""
+    if not sqlalchemy.inspect(engine).has_table(UNFINISHED.name):
+        return
+    print(f"The {schema.name} database has what an interrupted creation left: removing it.", flush=True)
+    left = sqlalchemy.MetaData()
+    left.reflect(engine)
+    left.remove(left.tables[UNFINISHED.name])
+    left.drop_all(engine)
+    UNFINISHED.drop(engine)
+
+
 def ensure_schema(schema: Schema) -> None:
     """Creates the schema in a fresh database; exits with EX_CONFIG when an existing one is not this release's."""
     engine = sqlalchemy.create_engine(schema.uri, poolclass=sqlalchemy.NullPool)
     scripts = ScriptDirectory.from_config(schema.config)
     head = scripts.get_current_head()
+    remove_unfinished(engine, schema)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": schema.version_table})
         current = context.get_current_revision()
         fresh = current is None and is_fresh(connection, schema)
     if fresh:
         print(f"The {schema.name} database is empty: creating schema {head}.", flush=True)
+        UNFINISHED.create(engine)
         schema.initial.create_all(engine)
         alembic.command.upgrade(schema.config, "head")
+        UNFINISHED.drop(engine)
     elif current != head:
         known = current is None or current in {script.revision for script in scripts.walk_revisions()}
         remedy = (
@@ -87,6 +114,14 @@ def ensure_admin(username: str, password: str) -> None:
         print(f"Applied the password of the credential mlflow.admin-password to the user {username}.", flush=True)
 
 
+def give_database_password(password: str) -> None:
+    """Puts the password where the drivers look: PostgreSQL's in a variable, PyMySQL in the file its URI names."""
+    os.environ["PGPASSWORD"] = password
+    options = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "my.cnf")
+    options.touch(mode=0o600)
+    options.write_text(f'[client]\npassword = "{password}"\n')
+
+
 def main() -> None:
     """Runs `mlflow server` in this process, on a Unix socket named after the release."""
     tracking_uri, auth_uri = os.environ["MLFLOW_BACKEND_STORE_URI"], auth.auth_config.database_uri
@@ -96,7 +131,7 @@ def main() -> None:
         sys.exit(EX_CONFIG)
     os.environ["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secret_key
     if database_password := credential("database-password"):
-        os.environ["PGPASSWORD"] = database_password
+        give_database_password(database_password)
 
     tracking_config = tracking_alembic_config(tracking_uri)
     ensure_schema(Schema("tracking", tracking_uri, "alembic_version", tracking_config, InitialBase.metadata))

@@ -1,5 +1,3 @@
-import base64
-import hashlib
 import io
 import tarfile
 
@@ -7,78 +5,63 @@ import pytest
 from docker.errors import APIError, ImageNotFound
 from requests.exceptions import ReadTimeout
 
-from emulator import effects, sql_instance
-
-
-def test_scram_verifier_is_the_one_of_rfc_7677():
-    salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
-    verifier = effects.scram_verifier("pencil", salt)
-    assert verifier == (
-        "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"
-        "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
-    )
-    assert effects.scram_verifier("pencil") != effects.scram_verifier("pencil")
-    assert hashlib.sha256(verifier.encode()).hexdigest() != hashlib.sha256(b"pencil").hexdigest()
+from emulator import effects, sql_engines, sql_instance
 
 
 def test_known_database_flags_pass_and_others_are_named():
     flags = [{"name": "max_connections", "value": "50"}, {"name": "cloudsql.iam_authentication", "value": "on"}]
-    assert effects.check_database_flags({"databaseFlags": flags}) == {
+    assert effects.check_database_flags({"databaseFlags": flags}, "POSTGRES_17") == {
         "max_connections": "50",
         "cloudsql.iam_authentication": "on",
     }
-    assert effects.check_database_flags({}) == {}
+    assert effects.check_database_flags({}, "POSTGRES_17") == {}
     with pytest.raises(effects.EffectError, match=r"Invalid flag name: data_directory\."):
-        effects.check_database_flags({"databaseFlags": [{"name": "data_directory", "value": "/"}, *flags]})
-
-
-@pytest.mark.parametrize(
-    ("value", "quoted"), [("plain", "'plain'"), ("it's", r"'it\'s'"), ("a\\b", r"'a\\b'"), ("a\n\\q", r"'a\n\\q'")]
-)
-def test_values_cannot_leave_their_psql_quotes(value, quoted):
-    assert effects._psql_quoted(value) == quoted
+        effects.check_database_flags(
+            {"databaseFlags": [{"name": "data_directory", "value": "/"}, *flags]}, "POSTGRES_17"
+        )
+    with pytest.raises(effects.EffectError, match=r"Invalid flag name: cloudsql.iam_authentication\."):
+        effects.check_database_flags({"databaseFlags": flags}, "MYSQL_8_4")
 
 
 class RecordingEffects(effects.DockerEffects):
-    """Keeps what would be run in PostgreSQL."""
+    """Keeps what would be run in a database server."""
 
-    def __init__(self):
+    def __init__(self, engine):
+        self.engine = sql_engines.ENGINES[engine]
         self.scripts = []
 
-    def _sql(self, instance, script, **values):
-        self.scripts.append((instance, script, values))
+    def _sql(self, instance, script_of):
+        self.scripts.append((instance, *script_of(self.engine)))
 
 
 @pytest.mark.parametrize(
-    ("user", "roles"),
+    ("user", "postgres", "mysql"),
     [
-        ({"type": "BUILT_IN"}, "cloudsqlsuperuser"),
-        ({}, "cloudsqlsuperuser"),
-        ({"databaseRoles": ["reader"]}, "reader"),
-        ({"type": "CLOUD_IAM_SERVICE_ACCOUNT"}, "cloudsqliamserviceaccount"),
-        ({"type": "CLOUD_IAM_USER"}, "cloudsqliamuser"),
+        ({"type": "BUILT_IN"}, "cloudsqlsuperuser", "cloudsqlsuperuser"),
+        ({}, "cloudsqlsuperuser", "cloudsqlsuperuser"),
+        ({"databaseRoles": ["reader"]}, "reader", "reader"),
+        ({"type": "CLOUD_IAM_SERVICE_ACCOUNT"}, "cloudsqliamserviceaccount", ""),
+        ({"type": "CLOUD_IAM_USER"}, "cloudsqliamuser", ""),
         (
             {"type": "CLOUD_IAM_SERVICE_ACCOUNT", "databaseRoles": ["cloudsqlsuperuser"]},
             "cloudsqlsuperuser,cloudsqliamserviceaccount",
+            "cloudsqlsuperuser",
         ),
     ],
 )
-def test_new_users_get_cloud_sqls_roles(user, roles):
-    recording = RecordingEffects()
-    recording.create_sql_user("mlflow", {"name": "u", **user})
-    (_, script, values) = recording.scripts[0]
-    assert values == {"name": "u", "roles": roles}
-    assert "PASSWORD" not in script
+def test_new_users_get_cloud_sqls_roles(user, postgres, mysql):
+    for engine, roles in (("POSTGRES", postgres), ("MYSQL", mysql)):
+        recording = RecordingEffects(engine)
+        recording.create_sql_user("mlflow", {"name": "u", **user})
+        (instance, _, values) = recording.scripts[0]
+        assert (instance, values["name"], values["roles"]) == ("mlflow", "u", roles)
 
 
-def test_passwords_reach_postgresql_as_verifiers_only():
-    recording = RecordingEffects()
+@pytest.mark.parametrize("engine", ["POSTGRES", "MYSQL"])
+def test_roles_that_are_not_given_stay(engine):
+    recording = RecordingEffects(engine)
     recording.update_sql_user("mlflow", {"name": "u", "password": "pencil"})
-    (_, script, values) = recording.scripts[0]
-    assert values.keys() == {"name", "verifier"}
-    assert values["verifier"].startswith("SCRAM-SHA-256$")
-    assert "pencil" not in f"{script}{values}"
-    assert "REVOKE" not in script  # roles that are not given stay
+    assert "REVOKE" not in recording.scripts[0][1]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +124,9 @@ def test_no_effects_offers_what_docker_effects_offers():
     assert nothing.create_instance("p", "z", {"name": "v"}, "198.18.0.16", "debian-12") == {"ip": "198.18.0.16"}
     flags = [{"name": "nonsense", "value": "1"}]
     with pytest.raises(effects.EffectError):
-        nothing.create_sql_instance("p", {"name": "i", "settings": {"databaseFlags": flags}}, "", "", "")
+        nothing.create_sql_instance(
+            "p", {"name": "i", "databaseVersion": "POSTGRES_17", "settings": {"databaseFlags": flags}}, "", "", ""
+        )
 
 
 def test_database_flags_reach_the_servers_command_line(tmp_path, monkeypatch):

@@ -134,7 +134,9 @@ def test_database_users(cloud: Any) -> None:
     kind = "CLOUD_IAM_SERVICE_ACCOUNT"
     assert "without the ending" in cloud.refused("POST", users, {"name": ACCOUNT, "type": kind})["message"]
     assert "does not exist" in cloud.refused("POST", users, {"name": "nobody@p.iam", "type": kind})["message"]
-    assert "no password" in cloud.refused("POST", users, {"name": USER, "type": kind, "password": "x"})["message"]
+    assert (
+        "password or hostname" in cloud.refused("POST", users, {"name": USER, "type": kind, "password": "x"})["message"]
+    )
     assert "password" in cloud.refused("POST", users, {"name": "mlflow"})["message"]
     cloud.done(cloud.call("POST", users, {"name": USER, "type": kind, "databaseRoles": ["cloudsqlsuperuser"]}))
     cloud.done(cloud.call("POST", users, {"name": "mlflow", "password": "hunter2"}))
@@ -169,3 +171,83 @@ def test_connecting_takes_roles_and_the_certificate_says_who(cloud: Any, server_
         lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         assert lifetime == datetime.timedelta(hours=1)
     assert cloud.refused("POST", request, {"public_key": "no key"}, server_account)["code"] == 400
+
+
+def mysql_wanted(**changes: Any) -> dict[str, Any]:
+    flags = [{"name": "cloudsql_iam_authentication", "value": "on"}]
+    return wanted(databaseFlags=flags, **changes) | {"databaseVersion": "MYSQL_8_4"}
+
+
+@pytest.fixture
+def mysql(cloud: Any, peering: Any) -> dict[str, Any]:
+    assert peering
+    log = {"enabled": True, "binaryLogEnabled": True}
+    cloud.done(cloud.call("POST", f"{SQL}/instances", mysql_wanted(backupConfiguration=log)))
+    made: dict[str, Any] = cloud.call("GET", INSTANCE)
+    return made
+
+
+def test_mysql_has_its_own_users_databases_and_charset(cloud: Any, mysql: dict[str, Any]) -> None:
+    assert mysql["databaseInstalledVersion"].startswith("MYSQL_8_4")
+    assert [(user["name"], user["host"]) for user in cloud.call("GET", f"{INSTANCE}/users")["items"]] == [("root", "%")]
+    cloud.done(cloud.call("POST", f"{INSTANCE}/databases", {"name": "mlflow", "charset": "utf8mb4"}))
+    assert cloud.call("GET", f"{INSTANCE}/databases/mlflow")["collation"] == "utf8mb4_0900_ai_ci"
+    refusal = cloud.refused("POST", f"{INSTANCE}/databases", {"name": "other", "charset": "UTF8"})
+    assert (refusal["code"], "utf8mb4" in refusal["message"]) == (501, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "reason"),
+    [
+        (
+            "MYSQL_8_4",
+            {"backupConfiguration": {"enabled": True, "pointInTimeRecoveryEnabled": True}},
+            "binaryLogEnabled",
+        ),
+        ("MYSQL_8_4", {"backupConfiguration": {"enabled": False, "binaryLogEnabled": True}}, "needs backups"),
+        ("MYSQL_8_4", {"backupConfiguration": {"enabled": True}, "availabilityType": "REGIONAL"}, "the binary log"),
+        ("MYSQL_8_4", {"databaseFlags": [{"name": "cloudsql.iam_authentication", "value": "on"}]}, "Invalid flag"),
+        ("POSTGRES_17", {"backupConfiguration": {"enabled": True, "binaryLogEnabled": True}}, "pointInTimeRecovery"),
+        ("POSTGRES_17", {"databaseFlags": [{"name": "cloudsql_iam_authentication", "value": "on"}]}, "Invalid flag"),
+    ],
+)
+@pytest.mark.usefixtures("peering")
+def test_settings_of_the_other_engine_are_refused(
+    cloud: Any, version: str, changes: dict[str, Any], reason: str
+) -> None:
+    body = {**mysql_wanted(), "databaseVersion": version, "settings": {**mysql_wanted()["settings"], **changes}}
+    error = cloud.refused("POST", f"{SQL}/instances", body)
+    assert (error["code"], reason in error["message"]) == (400, True), error
+
+
+@pytest.mark.usefixtures("mysql", "server_account")
+def test_mysqls_users_are_names_and_hosts(cloud: Any) -> None:
+    users = f"{INSTANCE}/users"
+    kind = "CLOUD_IAM_SERVICE_ACCOUNT"
+    refused = {
+        "does not exist": {"name": USER, "type": kind},
+        "hostname should not be specified": {"name": ACCOUNT, "type": kind, "host": "%"},
+        "needs a host": {"name": "mlflow", "password": "hunter2"},
+        "longer than 32": {"name": "m" * 33, "password": "hunter2", "host": "%"},
+    }
+    for words, body in refused.items():
+        assert words in cloud.refused("POST", users, body)["message"]
+    cloud.done(cloud.call("POST", users, {"name": ACCOUNT, "type": kind}))
+    cloud.done(cloud.call("POST", users, {"name": "mlflow", "password": "hunter2", "host": "%"}))
+    short = ACCOUNT.partition("@")[0]
+    found = {item["name"]: item for item in cloud.call("GET", users)["items"]}
+    assert {name: (item["host"], item.get("iamEmail")) for name, item in found.items()} == {
+        "root": ("%", None),
+        short: ("%", ACCOUNT),
+        "mlflow": ("%", None),
+    }
+    clash = {"name": short, "password": "hunter2", "host": "%"}
+    assert cloud.refused("POST", users, clash)["errors"][0]["reason"] == "userAlreadyExists"
+    # Without its host a user is another one, and an IAM user is known by its address.
+    assert cloud.refused("DELETE", f"{users}?name=mlflow")["code"] == 404
+    assert cloud.refused("DELETE", f"{users}?name={short}&host=%25")["code"] == 404
+    roles = f"{users}?name={ACCOUNT}&host=%25&databaseRoles=cloudsqlsuperuser"
+    cloud.done(cloud.call("PUT", roles, {"name": ACCOUNT, "host": "%"}))
+    assert cloud.call("GET", f"{users}/{ACCOUNT}?host=%25")["databaseRoles"] == ["cloudsqlsuperuser"]
+    cloud.done(cloud.call("DELETE", f"{users}?name={ACCOUNT}&host=%25"))
+    assert short not in {item["name"] for item in cloud.call("GET", users)["items"]}

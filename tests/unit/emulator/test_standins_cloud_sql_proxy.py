@@ -133,7 +133,8 @@ async def running(google, directory, monkeypatch, *flags, environment=None):
     settings, names = cloud_sql_proxy.configure(arguments, {})
     proxy = cloud_sql_proxy.Proxy(settings, {"GCE_METADATA_HOST": google.host, **(environment or {})})
     task = asyncio.create_task(proxy.run(names))
-    path = sockets / NAME / ".s.PGSQL.5432"
+    is_mysql = google.settings["databaseVersion"].startswith("MYSQL")
+    path = sockets / NAME if is_mysql else sockets / NAME / ".s.PGSQL.5432"
     try:
         async with asyncio.timeout(20):
             while proxy.health("/startup")[0] != "200 OK" and not task.done():
@@ -172,6 +173,17 @@ def test_iam_login_through_socket_certificate_and_front(google, short_path, monk
     assert settings_headers["Authorization"] == "Bearer admin"
     assert google.requests[0][1]["Metadata-Flavor"] == "Google"
     assert "ready for new connections!" in capsys.readouterr().out
+
+
+def test_mysqls_socket_is_the_instances_place_itself(google, short_path, monkeypatch):
+    google.settings["databaseVersion"] = "MYSQL_8_4"
+
+    async def scenario():
+        async with running(google, short_path, monkeypatch, *FLAGS) as (_, _, path):
+            assert await exchange(path) == IAM_STARTUP
+            assert path.is_socket()
+
+    asyncio.run(scenario())
 
 
 def test_without_iam_login_the_front_refuses_the_iam_user(google, short_path, monkeypatch):
@@ -268,7 +280,7 @@ def test_server_errors_are_tried_again(google, short_path, monkeypatch):
     [
         ("region", "us-east1", "provided region was mismatched - got europe-west1, want us-east1"),
         ("ipAddresses", [{"type": "PRIMARY", "ipAddress": "127.0.0.1"}], 'does not have IP of type "PRIVATE"'),
-        ("databaseVersion", "MYSQL_8_0", "MYSQL_8_0"),
+        ("databaseVersion", "SQLSERVER_2022_WEB", "SQLSERVER_2022_WEB"),
     ],
 )
 def test_unfit_instance_ends_the_start(google, short_path, monkeypatch, capsys, field, value, words):

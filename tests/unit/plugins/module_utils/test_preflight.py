@@ -105,6 +105,7 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_dns_zone", "example.com"),
         ("platform_sql_database_version", "POSTGRES_16"),
         ("platform_sql_database_version", "MYSQL_8_0"),
+        ("platform_sql_database_version", "SQLSERVER_2022_STANDARD"),
         ("mlflow_version", "3.16.1"),
         ("mlflow_version", "latest"),
     ],
@@ -117,6 +118,11 @@ def test_a_bad_value_is_named_with_its_fix(inventory_dir: Path, variable: str, v
     assert about[0].value == repr(value)
     assert about[0].problem
     assert str(inventory_dir) in about[0].fix
+
+
+@pytest.mark.parametrize("version", ["POSTGRES_18", "MYSQL_8_4"])
+def test_either_engine_may_be_chosen(inventory_dir: Path, version: str) -> None:
+    assert preflight.check_inventory({**GOOD, "platform_sql_database_version": version}, inventory_dir) == []
 
 
 def test_all_problems_are_found_at_once(inventory_dir: Path) -> None:

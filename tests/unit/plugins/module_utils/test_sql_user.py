@@ -39,7 +39,7 @@ def user(name="u", kind="BUILT_IN", **options):
 
 
 def ensure(cloud, *wanted):
-    return ensure_users(cloud, "i", list(wanted))
+    return ensure_users(cloud, "i", "POSTGRES", list(wanted))
 
 
 def test_an_iam_user_has_its_short_name_and_no_password(cloud, users):
@@ -57,8 +57,8 @@ def test_an_iam_user_has_its_short_name_and_no_password(cloud, users):
 
 
 def test_names_of_built_in_users_are_left_as_they_are():
-    assert database_name("U.gserviceaccount.com", "BUILT_IN") == "U.gserviceaccount.com"
-    assert database_name("Somebody@Example.com", "CLOUD_IAM_USER") == "somebody@example.com"
+    assert database_name("U.gserviceaccount.com", "BUILT_IN", "POSTGRES") == "U.gserviceaccount.com"
+    assert database_name("Somebody@Example.com", "CLOUD_IAM_USER", "POSTGRES") == "somebody@example.com"
 
 
 def test_a_password_is_set_once_and_never_shown(cloud, users):
@@ -151,3 +151,76 @@ def test_a_creation_without_an_answer_is_looked_for(cloud, google, users, fault)
     assert ensure(cloud, user(password="x"))["users"][0]["action"] == "create"
     assert list(users) == ["u"]
     assert len(google.written()) == 1
+
+
+@pytest.fixture
+def mysql_users(google):
+    """Users by the name a request gives, as a MySQL instance keeps them."""
+    kept: dict[str, dict] = {}
+
+    def answer(call):
+        if call.verb == "GET":
+            return {"items": [{k: v for k, v in user.items() if k != "password"} for user in kept.values()]}
+        if call.verb == "POST" and "@" in call.body["name"]:
+            assert not {"host", "password"} & call.body.keys()
+            address = call.body["name"]
+            kept[address] = {**call.body, "name": address.partition("@")[0], "host": "%", "iamEmail": address}
+        elif call.verb == "POST":
+            assert call.body["host"] == "%"
+            kept[call.body["name"]] = dict(call.body)
+        else:
+            assert call.query["host"] == "%"
+            if call.verb == "PUT":
+                kept[call.query["name"]]["databaseRoles"] = call.query["databaseRoles"]
+            else:
+                del kept[call.query["name"]]
+        return {"name": "o", "status": "DONE"}
+
+    google.special["/users$"] = answer
+    return kept
+
+
+def ensure_in_mysql(cloud, *wanted):
+    return ensure_users(cloud, "i", "MYSQL", list(wanted))
+
+
+def test_mysqls_iam_user_is_asked_for_by_address_and_known_by_its_beginning(cloud, google, mysql_users):
+    wanted = user(ACCOUNT, "CLOUD_IAM_SERVICE_ACCOUNT", database_roles=["cloudsqlsuperuser"])
+    result = ensure_in_mysql(cloud, wanted)
+    assert list(mysql_users) == [ACCOUNT.lower()]
+    assert result["users"][0]["name"] == "server"
+    google.calls.clear()
+    assert ensure_in_mysql(cloud, wanted)["changed"] is False
+    assert [call.path for call in google.calls] == [USERS]
+
+
+def test_mysqls_users_are_changed_and_deleted_by_name_and_host(cloud, mysql_users):
+    account = user(ACCOUNT, "CLOUD_IAM_SERVICE_ACCOUNT")
+    ensure_in_mysql(cloud, account, user(password="hunter2"))
+    ensure_in_mysql(cloud, {**account, "database_roles": ["a"]}, user(database_roles=["b"]))
+    assert [kept["databaseRoles"] for kept in mysql_users.values()] == [["a"], ["b"]]
+    ensure_in_mysql(cloud, {**account, "state": "absent"}, user(state="absent"))
+    assert mysql_users == {}
+
+
+def test_a_user_of_some_host_is_not_the_user_of_any_host(cloud, mysql_users):
+    mysql_users["u of one host"] = {"name": "u", "host": "10.0.0.1", "type": "BUILT_IN"}
+    assert ensure_in_mysql(cloud, user(password="hunter2"))["users"][0]["action"] == "create"
+
+
+def test_another_account_of_the_same_short_name_is_refused(cloud, google, mysql_users):
+    mysql_users["it"] = {
+        "name": "server",
+        "host": "%",
+        "type": "CLOUD_IAM_SERVICE_ACCOUNT",
+        "iamEmail": "server@other.iam.gserviceaccount.com",
+    }
+    with pytest.raises(PartialError, match=r"is server@other\.iam\.gserviceaccount\.com, wanted Server@demo\.iam"):
+        ensure_in_mysql(cloud, user(ACCOUNT, "CLOUD_IAM_SERVICE_ACCOUNT"))
+    assert google.written() == []
+
+
+def test_a_short_name_is_not_enough_for_mysql(cloud, google):
+    with pytest.raises(CloudError, match="MySQL needs an IAM user's whole address"):
+        ensure_in_mysql(cloud, user("server", "CLOUD_IAM_SERVICE_ACCOUNT"))
+    assert google.calls == []
