@@ -40,6 +40,12 @@ options:
           - compute.routers
           - compute.subnetworks
           - iam.serviceAccounts
+          - logging.metrics
+          - logging.sinks
+          - monitoring.alertPolicies
+          - monitoring.dashboards
+          - monitoring.notificationChannels
+          - monitoring.uptimeCheckConfigs
           - secretmanager.secrets
           - servicenetworking.connections
           - serviceusage.services
