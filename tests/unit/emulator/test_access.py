@@ -115,6 +115,9 @@ def test_audit_configs_change_only_when_named_in_the_mask(cloud: Any) -> None:
     policy["etag"] = cloud.call("POST", f"{POLICY}:getIamPolicy")["etag"]
     body = {"policy": policy, "updateMask": "bindings,etag,auditConfigs"}
     assert cloud.call("POST", f"{POLICY}:setIamPolicy", body)["auditConfigs"] == policy["auditConfigs"]
+    for wrong in ([{"service": "allServices", "auditLogConfigs": []}], policy["auditConfigs"] * 2):
+        body["policy"] = {"bindings": policy["bindings"], "auditConfigs": wrong}
+        assert cloud.refused("POST", f"{POLICY}:setIamPolicy", body)["code"] == 400
 
 
 def test_the_metadata_server_knows_its_caller_by_address(
