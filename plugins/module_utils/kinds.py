@@ -38,7 +38,7 @@ class Kind:
     schema: str
     # Resource name in the newer APIs, which have it whole in the URL.
     full_name: str | None = None
-    # Field of labels, where Google assigns the resource's name: ours goes into a label, by which it is found in the list.
+    # Field of labels, where Google assigns the name: ours goes into a label, by which it is found in the list.
     name_label_in: str | None = None
     # What it belongs to, `instance` or `network`, when that is not in a field.
     parent: str | None = None
@@ -281,6 +281,7 @@ KINDS: dict[str, Kind] = {
         create_query={"uniqueWriterIdentity": "true"},
         has_update_mask=True,
         has_operations=False,
+        after=_fields("storage.buckets"),
         rules=Rules(keyed={"exclusions": "name"}),
     ),
     "logging.metrics": Kind(

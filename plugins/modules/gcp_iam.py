@@ -87,7 +87,7 @@ options:
             type: str
             required: true
           log_types:
-            description: Kinds of access to log. With V(exclusive), an empty list removes the configuration of the service.
+            description: Kinds of access to log; with V(exclusive), an empty list removes what the service has.
             type: list
             elements: str
             required: true
