@@ -42,6 +42,13 @@ PERMISSIONS = {
     "roles/storage.admin": ("storage.buckets.create",),
     "roles/cloudsql.admin": ("cloudsql.instances.create",),
     "roles/secretmanager.admin": ("secretmanager.secrets.create",),
+    "roles/logging.configWriter": ("logging.logMetrics.create", "logging.sinks.create"),
+    "roles/monitoring.editor": (
+        "monitoring.alertPolicies.create",
+        "monitoring.dashboards.create",
+        "monitoring.notificationChannels.create",
+        "monitoring.uptimeCheckConfigs.create",
+    ),
 }
 # What a problem about them is named after.
 PERMISSIONS_OF = "permissions in platform_project"
@@ -196,7 +203,8 @@ def _check_names(checker: _Checker) -> None:
             checker.add("platform_name", "longer than 23 characters", "write a shorter name, such as mlflow")
         checker.matches("platform_server_name", _RESOURCE_NAME, rule, "write a name such as mlflow-1, or leave it out")
         if str(checker.variables.get("platform_project") or "").strip():
-            _check_bucket(checker)
+            for variable in ("platform_bucket", "platform_log_bucket"):
+                _check_bucket(checker, variable)
     labels = checker.variables.get("platform_labels")
     if not isinstance(labels, dict):
         checker.add("platform_labels", "not a mapping", "write labels such as {team: research}")
@@ -210,14 +218,14 @@ def _check_names(checker: _Checker) -> None:
             )
 
 
-def _check_bucket(checker: _Checker) -> None:
-    bucket = checker.variables.get("platform_bucket")
-    fix = "write platform_bucket: a name of 3 to 63 characters that no other bucket in the world has"
+def _check_bucket(checker: _Checker, variable: str) -> None:
+    bucket = checker.variables.get(variable)
+    fix = f"write {variable}: a name of 3 to 63 characters that no other bucket in the world has"
     checker.matches(
-        "platform_bucket", _BUCKET, "not a bucket name: 3 to 63 lower-case letters, digits, hyphens, underscores", fix
+        variable, _BUCKET, "not a bucket name: 3 to 63 lower-case letters, digits, hyphens, underscores", fix
     )
     if str(bucket).startswith("goog") or "google" in str(bucket):
-        checker.add("platform_bucket", "bucket names may not begin with goog nor contain google", fix)
+        checker.add(variable, "bucket names may not begin with goog nor contain google", fix)
 
 
 def _check_reach(checker: _Checker) -> None:
@@ -292,7 +300,12 @@ def _check_machines(checker: _Checker) -> None:
 
 def _check_removal(checker: _Checker) -> None:
     """Refuse a name that is not the deployment's own: who names something else means something else."""
-    own = {"bucket": "platform_bucket", "database": "platform_name", "project": "platform_project"}
+    own = {
+        "bucket": "platform_bucket",
+        "database": "platform_name",
+        "logs": "platform_log_bucket",
+        "project": "platform_project",
+    }
     for part, source in own.items():
         variable, name = f"platform_destroy_{part}", checker.variables.get(source)
         if (checker.variables.get(variable) or name) != name:
@@ -427,7 +440,10 @@ def check_cloud(ask: Ask, variables: Mapping[str, Any], where: str) -> tuple[lis
     found = [
         _check_permissions(ask, variables),
         _check_region_and_zone(ask, variables, where),
-        _check_bucket_owner(ask, variables, body.get("projectNumber"), where),
+        *(
+            _check_bucket_owner(ask, variables, body.get("projectNumber"), variable, where)
+            for variable in ("platform_bucket", "platform_log_bucket")
+        ),
     ]
     return [problem for problems, _ in found for problem in problems], [note for _, notes in found for note in notes]
 
@@ -455,16 +471,16 @@ def _check_permissions(ask: Ask, variables: Mapping[str, Any]) -> tuple[list[Pro
 
 
 def _check_bucket_owner(
-    ask: Ask, variables: Mapping[str, Any], number: str | None, where: str
+    ask: Ask, variables: Mapping[str, Any], number: str | None, variable: str, where: str
 ) -> tuple[list[Problem], list[str]]:
-    bucket = variables["platform_bucket"]
+    bucket = variables[variable]
     status, body = ask(f"https://storage.googleapis.com/storage/v1/b/{bucket}")
     if status == 404 or _service_disabled(body) or (status == 200 and number in (body.get("projectNumber"), None)):
         return [], []
     if status in (200, 403):
         problem = "a bucket of this name is somebody else's, or these credentials may not read it"
-        fix = f"write platform_bucket: a name that no other bucket in the world has (in {where})"
-        return [Problem("platform_bucket", repr(bucket), problem, fix)], []
+        fix = f"write {variable}: a name that no other bucket in the world has (in {where})"
+        return [Problem(variable, repr(bucket), problem, fix)], []
     return [], [f"Whether the bucket {bucket} can be made was not checked: {_message(status, body)}"]
 
 

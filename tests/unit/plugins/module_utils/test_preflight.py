@@ -17,6 +17,7 @@ GOOD: dict[str, Any] = {
     "platform_name": "mlflow",
     "platform_server_name": "mlflow-1",
     "platform_bucket": "demo-project-mlflow-artifacts",
+    "platform_log_bucket": "demo-project-mlflow-logs",
     "platform_service_account_email": "mlflow-server@demo-project.iam.gserviceaccount.com",
     "platform_labels": {"team": "research"},
     "platform_acme_directory_url": "https://acme-v02.api.letsencrypt.org/directory",
@@ -73,6 +74,7 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_bucket", "Artifacts"),
         ("platform_bucket", "a" * 64),
         ("platform_bucket", "my-google-artifacts"),
+        ("platform_log_bucket", "Logs"),
         ("platform_labels", {"Team": "research"}),
         ("platform_labels", ["team"]),
         ("platform_acme_directory_url", "http://acme.example.com/dir"),
@@ -196,13 +198,14 @@ ALL = {"permissions": [permission for permissions in preflight.PERMISSIONS.value
 ZONE = "https://www.googleapis.com/compute/v1/projects/demo-project/zones/europe-west1-b"
 PROJECT, REGION = "projects/demo-project", "regions/europe-west1"
 HELD, HELD_ON_ACCOUNT = "demo-project:testIamPermissions", "gserviceaccount.com:testIamPermissions"
-BUCKET = "b/demo-project-mlflow-artifacts"
+BUCKET, LOG_BUCKET = "b/demo-project-mlflow-artifacts", "b/demo-project-mlflow-logs"
 GOOD_CLOUD: dict[str, preflight.Response] = {
     PROJECT: (200, {"lifecycleState": "ACTIVE", "projectNumber": "17"}),
     HELD: (200, ALL),
     HELD_ON_ACCOUNT: (404, {}),
     REGION: (200, {"zones": [ZONE]}),
     BUCKET: (404, {}),
+    LOG_BUCKET: (404, {}),
 }
 
 
@@ -236,6 +239,7 @@ def test_a_good_cloud_has_no_problem(answers: dict[str, preflight.Response]) -> 
         ({REGION: (200, {"zones": []})}, "platform_zone", "no such"),
         ({BUCKET: (200, {"projectNumber": "18"})}, "platform_bucket", "somebody else's"),
         ({BUCKET: (403, DENIED)}, "platform_bucket", "somebody else's"),
+        ({LOG_BUCKET: (403, DENIED)}, "platform_log_bucket", "somebody else's"),
     ],
 )
 def test_the_cloud_says_no(answers: dict[str, preflight.Response], variable: str, expected: str) -> None:
@@ -278,6 +282,7 @@ def test_what_could_not_be_checked_is_a_note_and_not_a_problem() -> None:
     [
         ("platform_destroy_bucket", GOOD["platform_bucket"]),
         ("platform_destroy_database", GOOD["platform_name"]),
+        ("platform_destroy_logs", GOOD["platform_log_bucket"]),
         ("platform_destroy_project", GOOD["platform_project"]),
     ],
 )
