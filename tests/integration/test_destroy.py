@@ -231,9 +231,7 @@ def everything(cloud: Any) -> tuple[list[str], Any]:
     for url in LISTS:
         # A service that was never enabled keeps nothing.
         answer = cloud.call("GET", url).json()
-        items = [
-            item for key in ("items", "secrets", "accounts", url.rsplit("/", 1)[-1]) for item in answer.get(key, [])
-        ]
+        items = [item for key in ("items", "accounts", url.rsplit("/", 1)[-1]) for item in answer.get(key, [])]
         names += [f"{url.rsplit('/', 1)[-1]} {item['name']}" for item in items]
     bindings = cloud.call("POST", POLICY, {}).json().get("bindings", [])
     return names, sorted((binding["role"], sorted(binding["members"])) for binding in bindings)
