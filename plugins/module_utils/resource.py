@@ -496,8 +496,12 @@ class Labelled(Resource):
             raise ApiError(f"Creating {self.title}", 409, "duplicate", "somebody else made one at the same time")
 
     def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Json:
-        """Call one of its methods; the answer to creating has the assigned name."""
-        answer = super().send(name, verb, body, query)
+        """Call one of its methods, one call after the other; the answer to creating has the assigned name.
+
+        https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies/create
+        """
+        with self.cloud.one_at_a_time:
+            answer = super().send(name, verb, body, query)
         if name == self.kind.create:
             self._assigned = answer["name"]
         return answer

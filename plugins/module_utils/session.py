@@ -141,6 +141,8 @@ class Session:
         self._project_number: str | None = None
         self._answers: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
+        # For what Google wants to be changed by one call after the other.
+        self.one_at_a_time = threading.Lock()
 
     def call(
         self,

@@ -57,6 +57,9 @@ options:
           - Name of the resource, without a path.
           - For V(iam.serviceAccounts) the account ID, for V(serviceusage.services) and
             V(servicenetworking.connections) the host name of the service.
+          - Google names V(monitoring.alertPolicies), V(monitoring.notificationChannels) and
+            V(monitoring.uptimeCheckConfigs) itself. They are found by the user label C(ansible-name), which is written
+            with this name; when two carry it, the module fails and names both.
         type: str
         required: true
       location:

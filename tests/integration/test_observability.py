@@ -136,14 +136,26 @@ def test_every_threshold_can_be_set(play: Play) -> None:
 
 
 def test_nobody_asks_from_the_internet_where_it_may_not_connect(
-    play: Play, make_inventory: Callable[..., pathlib.Path]
+    play: Play, cloud: Any, make_inventory: Callable[..., pathlib.Path]
 ) -> None:
     closed = make_inventory(platform_https_source_ranges=["203.0.113.0/24"])
-    checked = play(*PROVISION, "gcp_observability", "--check", inventory=closed)
-    assert checked.code == 0, checked.output
-    for name in ("uptimeCheckConfigs mlflow", "alertPolicies mlflow-down", "alertPolicies mlflow-certificate"):
-        assert f"before: monitoring.{name}" in checked.output
-    assert "alertPolicies mlflow-disk" not in checked.output
+    taken = play(*PROVISION, "gcp_observability", inventory=closed)
+    assert (taken.code, taken.changed) == (0, 1), taken.output
+    assert "uptimeCheckConfigs" not in cloud.get(CHECKS)
+    names = {one["userLabels"]["ansible-name"] for one in cloud.get(POLICIES)["alertPolicies"]}
+    assert {"mlflow-down", "mlflow-certificate", "mlflow-disk"} & names == {"mlflow-disk"}
+
+    again = play(*PROVISION, "gcp_observability")
+    # The check, and its policies.
+    assert (again.code, again.changed) == (0, 2), again.output
+    assert named(cloud, CHECKS, "mlflow")["monitoredResource"]["labels"]["host"] == "mlflow.localhost"
+
+
+def test_the_check_of_another_domain_is_not_replaced_by_itself(play: Play) -> None:
+    refused = play(*PROVISION, "gcp_observability", "--check", "-e", "gcp_observability_domain=other.example.com")
+    assert refused.code != 0
+    assert "monitoredResource.labels.host is" in refused.output
+    assert "-e gcp_observability_uptime_enabled=false" in refused.output
 
 
 def test_audit_logs_of_others_stay(play: Play, cloud: Any) -> None:
