@@ -26,6 +26,7 @@ _OBJECT_USER = ["create", "delete", "get", "list", "restore", "update", "move"]
 ROLES: dict[str, list[str]] = {
     "roles/owner": ["*"],
     "roles/viewer": ["*.get", "*.list", "*.getIamPolicy"],
+    "roles/bigquery.dataOwner": ["bigquery.datasets.*"],
     "roles/cloudsql.client": ["cloudsql.instances.connect", "cloudsql.instances.get"],
     "roles/cloudsql.instanceUser": ["cloudsql.instances.get", "cloudsql.instances.login"],
     "roles/cloudsql.admin": ["cloudsql.*"],

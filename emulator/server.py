@@ -30,7 +30,19 @@ from emulator.services.iam import new_account
 from emulator.state import State, write_private
 
 _LOG = logging.getLogger(__name__)
-_SERVICES = ("compute", "instances", "iam", "projects", "secrets", "sql", "storage", "logs", "monitoring", "dashboards")
+_SERVICES = (
+    "compute",
+    "instances",
+    "iam",
+    "projects",
+    "secrets",
+    "sql",
+    "storage",
+    "logs",
+    "monitoring",
+    "dashboards",
+    "bigquery",
+)
 # The operator owns both; a test that needs an untouched project takes the second.
 PROJECTS = {"demo-project": "100000000001", "empty-project": "100000000002"}
 OPERATOR = "operator@demo-project.iam.gserviceaccount.com"

@@ -281,7 +281,7 @@ KINDS: dict[str, Kind] = {
         create_query={"uniqueWriterIdentity": "true"},
         has_update_mask=True,
         has_operations=False,
-        after=_fields("storage.buckets"),
+        after=_fields("bigquery.datasets", "storage.buckets"),
         rules=Rules(keyed={"exclusions": "name"}),
     ),
     "logging.metrics": Kind(
@@ -295,6 +295,16 @@ KINDS: dict[str, Kind] = {
         has_operations=False,
         immutable=_fields("metricDescriptor.metricKind", "metricDescriptor.valueType"),
         rules=Rules(keyed={"metricDescriptor.labels": "key"}),
+    ),
+    "bigquery.datasets": Kind(
+        api="bigquery.v2",
+        collection="datasets",
+        schema="Dataset",
+        # Its body names it: datasetReference.
+        body_identity={},
+        has_operations=False,
+        immutable=_fields("location", "datasetReference"),
+        rules=Rules(sets=_fields("access"), upper_case=_fields("location")),
     ),
     "monitoring.notificationChannels": Kind(
         api="monitoring.v3",

@@ -143,10 +143,11 @@ class Resource:
         scope = self.scope
         whole = f"projects/{self.cloud.project}" if name in {"create", "list"} else self.full_name
         known = {"project": scope["project"], "region": scope["location"], "zone": scope["location"]}
+        known |= {"+projectId": scope["project"], "+datasetId": scope["name"]}
         if self.kind.parent:
             known[self.kind.parent] = scope["parent"]
         return {
-            key: whole if key.startswith("+") else known.get(key, scope["name"])
+            key: known.get(key, whole if key.startswith("+") else scope["name"])
             for key in self.method(name).path_parameters
         }
 
@@ -574,6 +575,33 @@ class Connection(Resource):
         self.send("deleteConnection", "Deleting", {"consumerNetwork": actual["network"]})
 
 
+class Dataset(Resource):
+    """A dataset, which Google deletes only when it is empty or the call says that its tables go too."""
+
+    def losses(self, actual: Json) -> list[Difference]:
+        """Return what goes with the dataset: the tables are counted as far as one page goes."""
+        found = super().losses(actual)
+        listing = method("bigquery.v2", "tables", "list")
+        page = self.cloud.call(listing, self.parameters("get"), f"Listing the tables of {self.title}")
+        count = len(page.get("tables", []))
+        if count and not self.wanted.delete_contents:
+            raise CloudError(
+                f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first"
+            )
+        tables = f"{count} or more" if page.get("nextPageToken") else str(count)
+        return [*found, Difference("tables", tables, "0")] if count else found
+
+    def delete(self, actual: Json) -> None:
+        """Delete the dataset and, where that is wanted, its tables."""
+        del actual
+        query = {"deleteContents": str(self.wanted.delete_contents).lower()}
+        try:
+            self.send("delete", "Deleting", query=query)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+
 class Bucket(Resource):
     """A bucket, which Google deletes only when it is empty."""
 
@@ -616,7 +644,12 @@ class Bucket(Resource):
                 raise
 
 
-SPECIAL = {"serviceusage.services": Service, "servicenetworking.connections": Connection, "storage.buckets": Bucket}
+SPECIAL = {
+    "bigquery.datasets": Dataset,
+    "serviceusage.services": Service,
+    "servicenetworking.connections": Connection,
+    "storage.buckets": Bucket,
+}
 
 
 def resource_of(cloud: Session, wanted: Wanted) -> Resource:
@@ -643,8 +676,10 @@ def find(
 def _all(resource: Resource) -> Iterator[Json]:
     listing = resource.method("list")
     answer_node = Node.of(resource.kind.api, str(listing.response))
+    # Where the list has shorter forms of them, it has the collection's name.
     members = next(
-        key for key in answer_node.fields if answer_node.child(key).items.schema.get("id") == resource.kind.schema
+        (key for key in answer_node.fields if answer_node.child(key).items.schema.get("id") == resource.kind.schema),
+        resource.kind.collection,
     )
     query = resource.list_query()
     while True:

@@ -32,6 +32,7 @@ options:
         type: str
         required: true
         choices: &kinds
+          - bigquery.datasets
           - compute.addresses
           - compute.firewalls
           - compute.globalAddresses
@@ -87,8 +88,9 @@ options:
         default: present
       delete_contents:
         description:
-          - Whether a V(storage.buckets) that is to be absent is deleted with every version of every object in it.
-          - Without it, a bucket that is not empty fails.
+          - Whether a V(storage.buckets) that is to be absent is deleted with every version of every object in it, a
+            V(bigquery.datasets) with its tables.
+          - Without it, what is not empty fails.
         type: bool
         default: false
   kind:

@@ -19,6 +19,7 @@ options:
     type: str
     required: true
     choices:
+      - bigquery.datasets
       - compute.addresses
       - compute.firewalls
       - compute.globalAddresses

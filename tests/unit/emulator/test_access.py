@@ -149,6 +149,6 @@ def test_the_metadata_server_knows_its_caller_by_address(
 
 def test_the_proxy_leads_nowhere_else(cloud: Any) -> None:
     with pytest.raises(requests.exceptions.ProxyError):
-        requests.get("https://bigquery.googleapis.com/", timeout=5)
+        requests.get("https://pubsub.googleapis.com/", timeout=5)
     assert requests.get("http://example.test/", timeout=5).status_code == 403
     assert cloud.call("GET", "https://www.googleapis.com/oauth2/v1/certs")

@@ -573,3 +573,32 @@ def test_the_writer_of_a_sink_stays_its_own(cloud, google):
     google.store["/v2/projects/demo/sinks/a"] = {"filter": "x"}
     ensure(cloud, "logging.sinks", {"filter": "y"})
     assert google.written()[0].query == {"uniqueWriterIdentity": "true", "updateMask": "filter"}
+
+
+# Datasets
+
+DATASET = "/bigquery/v2/projects/demo/datasets/a"
+TABLES = {"tables": [{"id": "demo:a.t"}], "nextPageToken": "2"}
+
+
+@pytest.mark.parametrize("session", ["cloud", "checking"])
+def test_a_dataset_that_holds_tables_is_not_deleted(request, google, session):
+    google.store[DATASET] = {}
+    google.special = {f"{DATASET}/tables$": lambda _: TABLES}
+    with pytest.raises(CloudError, match="is not empty, so it was not deleted"):
+        ensure(request.getfixturevalue(session), "bigquery.datasets", state="absent")
+    assert google.written() == []
+
+
+def test_a_dataset_goes_with_its_tables_when_that_is_wanted(cloud, google):
+    google.store[DATASET] = {}
+    google.special = {f"{DATASET}/tables$": lambda _: TABLES}
+    plan, _ = ensure(cloud, "bigquery.datasets", state="absent", delete_contents=True)
+    assert ("tables", "1 or more", "0") in [tuple(one) for one in plan.differences]
+    assert google.written()[0].query == {"deleteContents": "true"}
+    assert DATASET not in google.store
+
+
+def test_datasets_are_listed_in_their_short_form(cloud, google):
+    google.special = {"/datasets$": lambda _: {"datasets": [{"id": "demo:a"}]}}
+    assert find(cloud, "bigquery.datasets") == [{"id": "demo:a"}]
