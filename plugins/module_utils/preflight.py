@@ -20,6 +20,7 @@ LOWEST_MLFLOW_VERSION = (3, 17, 0)
 LOWEST_POSTGRES_VERSION = 17
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 SQL_LOGINS = ("iam", "password")
+LOG_DESTINATIONS = ("bucket", "dataset")
 DISK_SIZE_GIB = (20, 65536)
 
 # What provisioning needs and only a project can give, by the predefined role that has it:
@@ -50,6 +51,8 @@ PERMISSIONS = {
         "monitoring.uptimeCheckConfigs.create",
     ),
 }
+# And for logs in a dataset.
+DATASET_PERMISSIONS = {"roles/bigquery.dataOwner": ("bigquery.datasets.create",)}
 # What a problem about them is named after.
 PERMISSIONS_OF = "permissions in platform_project"
 _PROJECTS = "https://cloudresourcemanager.googleapis.com/v1/projects"
@@ -62,6 +65,8 @@ _REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
 _RESOURCE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 # https://cloud.google.com/storage/docs/buckets#naming
 _BUCKET = re.compile(r"[a-z0-9][-_a-z0-9]{1,61}[a-z0-9]")
+# https://cloud.google.com/bigquery/docs/datasets#dataset-naming
+_DATASET = re.compile(r"[A-Za-z0-9_]{1,1024}")
 _DOMAIN_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s\"'<>]+@[^@\s\"'<>]+\.[^@\s\"'<>.]+")
 # https://cloud.google.com/compute/docs/labeling-resources#requirements
@@ -203,7 +208,7 @@ def _check_names(checker: _Checker) -> None:
             checker.add("platform_name", "longer than 23 characters", "write a shorter name, such as mlflow")
         checker.matches("platform_server_name", _RESOURCE_NAME, rule, "write a name such as mlflow-1, or leave it out")
         if str(checker.variables.get("platform_project") or "").strip():
-            for variable in ("platform_bucket", "platform_log_bucket"):
+            for variable in _buckets(checker.variables):
                 _check_bucket(checker, variable)
     labels = checker.variables.get("platform_labels")
     if not isinstance(labels, dict):
@@ -216,6 +221,14 @@ def _check_names(checker: _Checker) -> None:
                 f"label {key}: {value} has other characters than lower-case letters, digits, _ and -",
                 "write labels such as {team: research}",
             )
+
+
+def _buckets(variables: Mapping[str, Any]) -> list[str]:
+    """Return the variables that name buckets."""
+    return [
+        "platform_bucket",
+        *(["platform_log_store"] if variables.get("platform_log_destination") == "bucket" else []),
+    ]
 
 
 def _check_bucket(checker: _Checker, variable: str) -> None:
@@ -261,6 +274,10 @@ def _check_machines(checker: _Checker) -> None:
     variables = checker.variables
     checker.one_of("platform_vm_image_family", VM_IMAGE_FAMILIES)
     checker.one_of("platform_sql_login", SQL_LOGINS)
+    checker.one_of("platform_log_destination", LOG_DESTINATIONS)
+    if variables.get("platform_log_destination") == "dataset":
+        rule = "not a dataset name: letters, digits and underscores"
+        checker.matches("platform_log_store", _DATASET, rule, "write platform_log_store, such as mlflow_logs")
     if not isinstance(variables.get("platform_deletion_protection_enabled"), bool):
         checker.add("platform_deletion_protection_enabled", "not a boolean", "write true or false, without quotes")
     # It comes from the command line, where everything is text.
@@ -303,7 +320,7 @@ def _check_removal(checker: _Checker) -> None:
     own = {
         "bucket": "platform_bucket",
         "database": "platform_name",
-        "logs": "platform_log_bucket",
+        "logs": "platform_log_store",
         "project": "platform_project",
     }
     for part, source in own.items():
@@ -442,7 +459,7 @@ def check_cloud(ask: Ask, variables: Mapping[str, Any], where: str) -> tuple[lis
         _check_region_and_zone(ask, variables, where),
         *(
             _check_bucket_owner(ask, variables, body.get("projectNumber"), variable, where)
-            for variable in ("platform_bucket", "platform_log_bucket")
+            for variable in _buckets(variables)
         ),
     ]
     return [problem for problems, _ in found for problem in problems], [note for _, notes in found for note in notes]
@@ -450,7 +467,8 @@ def check_cloud(ask: Ask, variables: Mapping[str, Any], where: str) -> tuple[lis
 
 def _check_permissions(ask: Ask, variables: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
     project = variables["platform_project"]
-    wanted = sorted(permission for permissions in PERMISSIONS.values() for permission in permissions)
+    by_role = PERMISSIONS | (DATASET_PERMISSIONS if variables.get("platform_log_destination") == "dataset" else {})
+    wanted = sorted(permission for permissions in by_role.values() for permission in permissions)
     status, body = ask(f"{_PROJECTS}/{project}:testIamPermissions", {"permissions": wanted})
     if status != 200:
         return [], [f"Whether these credentials may make all this was not checked: {_message(status, body)}"]
@@ -460,7 +478,7 @@ def _check_permissions(ask: Ask, variables: Mapping[str, Any]) -> tuple[list[Pro
         account = f"projects/{project}/serviceAccounts/{variables['platform_service_account_email']}"
         url = f"https://iam.googleapis.com/v1/{account}:testIamPermissions"
         held |= set(ask(url, {"permissions": [_ACT_AS]})[1].get("permissions", []))
-    missing = {role: sorted(set(permissions) - held) for role, permissions in PERMISSIONS.items()}
+    missing = {role: sorted(set(permissions) - held) for role, permissions in by_role.items()}
     roles = [role for role, permissions in missing.items() if permissions]
     if not roles:
         return [], []

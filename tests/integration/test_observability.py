@@ -18,6 +18,7 @@ CHECKS = f"{MONITORING}/v3/{PROJECT}/uptimeCheckConfigs"
 DASHBOARD = f"{MONITORING}/v1/{PROJECT}/dashboards/mlflow"
 SINK = f"{LOGGING}/{PROJECT}/sinks/mlflow"
 BUCKET = "https://storage.googleapis.com/storage/v1/b/demo-project-mlflow-logs"
+DATASET = f"https://bigquery.googleapis.com/bigquery/v2/{PROJECT}/datasets/mlflow_logs"
 IAM_POLICY = f"https://cloudresourcemanager.googleapis.com/v1/{PROJECT}"
 PROVISION = ("playbooks/provision.yml", "--diff", "--tags")
 Play = Callable[..., Any]
@@ -156,6 +157,28 @@ def test_the_check_of_another_domain_is_not_replaced_by_itself(play: Play) -> No
     assert refused.code != 0
     assert "monitoredResource.labels.host is" in refused.output
     assert "-e gcp_observability_uptime_enabled=false" in refused.output
+
+
+def test_logs_go_to_a_dataset_where_that_is_wanted(
+    play: Play, cloud: Any, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    dataset = make_inventory(platform_log_destination="dataset")
+    runs = [play(*PROVISION, "gcp_observability", inventory=dataset) for _ in range(2)]
+    # The parts, and the access to the dataset.
+    assert [(run.code, run.changed) for run in runs] == [(0, 2), (0, 0)], runs[0].output
+    sink = cloud.get(SINK)
+    assert sink["destination"] == f"bigquery.googleapis.com/{PROJECT}/datasets/mlflow_logs"
+    made = cloud.get(DATASET)
+    assert made["access"] == [
+        {"role": "OWNER", "specialGroup": "projectOwners"},
+        {"role": "WRITER", "userByEmail": sink["writerIdentity"].removeprefix("serviceAccount:")},
+    ]
+    assert made["defaultPartitionExpirationMs"] == str(400 * 86_400_000)
+
+    back = play(*PROVISION, "gcp_observability")
+    assert (back.code, back.changed) == (0, 1), back.output
+    assert cloud.get(SINK)["destination"] == "storage.googleapis.com/demo-project-mlflow-logs"
+    assert cloud.call("DELETE", DATASET).status_code == 204
 
 
 def test_audit_logs_of_others_stay(play: Play, cloud: Any) -> None:

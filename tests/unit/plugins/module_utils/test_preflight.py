@@ -17,7 +17,8 @@ GOOD: dict[str, Any] = {
     "platform_name": "mlflow",
     "platform_server_name": "mlflow-1",
     "platform_bucket": "demo-project-mlflow-artifacts",
-    "platform_log_bucket": "demo-project-mlflow-logs",
+    "platform_log_destination": "bucket",
+    "platform_log_store": "demo-project-mlflow-logs",
     "platform_service_account_email": "mlflow-server@demo-project.iam.gserviceaccount.com",
     "platform_labels": {"team": "research"},
     "platform_acme_directory_url": "https://acme-v02.api.letsencrypt.org/directory",
@@ -74,7 +75,8 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_bucket", "Artifacts"),
         ("platform_bucket", "a" * 64),
         ("platform_bucket", "my-google-artifacts"),
-        ("platform_log_bucket", "Logs"),
+        ("platform_log_store", "Logs"),
+        ("platform_log_destination", "pubsub"),
         ("platform_labels", {"Team": "research"}),
         ("platform_labels", ["team"]),
         ("platform_acme_directory_url", "http://acme.example.com/dir"),
@@ -239,7 +241,7 @@ def test_a_good_cloud_has_no_problem(answers: dict[str, preflight.Response]) -> 
         ({REGION: (200, {"zones": []})}, "platform_zone", "no such"),
         ({BUCKET: (200, {"projectNumber": "18"})}, "platform_bucket", "somebody else's"),
         ({BUCKET: (403, DENIED)}, "platform_bucket", "somebody else's"),
-        ({LOG_BUCKET: (403, DENIED)}, "platform_log_bucket", "somebody else's"),
+        ({LOG_BUCKET: (403, DENIED)}, "platform_log_store", "somebody else's"),
     ],
 )
 def test_the_cloud_says_no(answers: dict[str, preflight.Response], variable: str, expected: str) -> None:
@@ -268,6 +270,15 @@ def test_missing_permissions_are_named_with_the_roles_that_have_them() -> None:
     assert problem.fix.endswith("or roles/compute.networkAdmin, roles/cloudsql.admin")
 
 
+def test_logs_in_a_dataset_take_another_name_and_another_permission(inventory_dir: Path) -> None:
+    dataset = {**GOOD, "platform_log_destination": "dataset", "platform_log_store": "mlflow_logs"}
+    assert preflight.check_inventory(dataset, inventory_dir) == []
+    (wrong,) = preflight.check_inventory({**dataset, "platform_log_store": "mlflow-logs"}, inventory_dir)
+    assert (wrong.variable, "dataset name" in wrong.problem) == ("platform_log_store", True)
+    (lacking,), _ = preflight.check_cloud(cloud({}), dataset, "inventories/prod")
+    assert lacking.problem.endswith("lack bigquery.datasets.create")
+
+
 def test_what_could_not_be_checked_is_a_note_and_not_a_problem() -> None:
     answers = dict.fromkeys(GOOD_CLOUD, (403, DISABLED))
 
@@ -282,7 +293,7 @@ def test_what_could_not_be_checked_is_a_note_and_not_a_problem() -> None:
     [
         ("platform_destroy_bucket", GOOD["platform_bucket"]),
         ("platform_destroy_database", GOOD["platform_name"]),
-        ("platform_destroy_logs", GOOD["platform_log_bucket"]),
+        ("platform_destroy_logs", GOOD["platform_log_store"]),
         ("platform_destroy_project", GOOD["platform_project"]),
     ],
 )
