@@ -420,11 +420,16 @@ class Resource:
     def _guard(self, actual: Json) -> Any:
         return _at(actual, self.kind.guard)
 
+    @property
+    def delete_query(self) -> Json:
+        """Query that deleting takes."""
+        return {}
+
     def delete(self, actual: Json) -> None:
         """Delete the resource and wait until it is gone."""
         del actual
         try:
-            self.send("delete", "Deleting")
+            self.send("delete", "Deleting", query=self.delete_query)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -575,37 +580,51 @@ class Connection(Resource):
         self.send("deleteConnection", "Deleting", {"consumerNetwork": actual["network"]})
 
 
-class Dataset(Resource):
-    """A dataset, which Google deletes only when it is empty or the call says that its tables go too."""
+class Container(Resource):
+    """What Google deletes only when it is empty. `holds` is what its listing and its operator call the contents."""
+
+    holds = ("", "")
+
+    def contents(self) -> Json:
+        """Return the first page of what is in it."""
+        raise NotImplementedError
 
     def losses(self, actual: Json) -> list[Difference]:
-        """Return what goes with the dataset: the tables are counted as far as one page goes."""
+        """Return what goes with it: the contents are counted as far as one page goes."""
         found = super().losses(actual)
-        listing = method("bigquery.v2", "tables", "list")
-        page = self.cloud.call(listing, self.parameters("get"), f"Listing the tables of {self.title}")
-        count = len(page.get("tables", []))
+        page = self.contents()
+        key, noun = self.holds
+        count = len(page.get(key, []))
         if count and not self.wanted.delete_contents:
             raise CloudError(
                 f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first"
             )
-        tables = f"{count} or more" if page.get("nextPageToken") else str(count)
-        return [*found, Difference("tables", tables, "0")] if count else found
-
-    def delete(self, actual: Json) -> None:
-        """Delete the dataset and, where that is wanted, its tables."""
-        del actual
-        query = {"deleteContents": str(self.wanted.delete_contents).lower()}
-        try:
-            self.send("delete", "Deleting", query=query)
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        shown = f"{count} or more" if page.get("nextPageToken") else str(count)
+        return [*found, Difference(noun, shown, "0")] if count else found
 
 
-class Bucket(Resource):
-    """A bucket, which Google deletes only when it is empty."""
+class Dataset(Container):
+    """A dataset, whose tables go with it when the call says so."""
 
-    def _contents(self) -> Json:
+    holds = ("tables", "tables")
+
+    def contents(self) -> Json:
+        """Return the first page of the tables."""
+        listing = method("bigquery.v2", "tables", "list")
+        return self.cloud.call(listing, self.parameters("get"), f"Listing the tables of {self.title}")
+
+    @property
+    def delete_query(self) -> Json:
+        """Query that takes the tables away too, where that is wanted."""
+        return {"deleteContents": str(self.wanted.delete_contents).lower()}
+
+
+class Bucket(Container):
+    """A bucket, whose objects go one by one."""
+
+    holds = ("items", "objects")
+
+    def contents(self) -> Json:
         """Return the first page of the objects, every version of each."""
         query = {"versions": "true", "fields": "items(name,generation),nextPageToken"}
         listing = method("storage.v1", "objects", "list")
@@ -613,22 +632,10 @@ class Bucket(Resource):
             listing, {"bucket": self.wanted.name}, f"Listing the objects of {self.title}", None, query
         )
 
-    def losses(self, actual: Json) -> list[Difference]:
-        """Return what goes with the bucket: the objects are counted as far as one page goes."""
-        found = super().losses(actual)
-        page = self._contents()
-        count = len(page.get("items", []))
-        if count and not self.wanted.delete_contents:
-            raise CloudError(
-                f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first"
-            )
-        objects = f"{count} or more" if page.get("nextPageToken") else str(count)
-        return [*found, Difference("objects", objects, "0")] if count else found
-
     def delete(self, actual: Json) -> None:
         """Delete every version of every object, several at a time, then the bucket."""
         with ThreadPoolExecutor(THREADS) as pool:
-            while items := self._contents().get("items", []):
+            while items := self.contents().get("items", []):
                 list(pool.map(self._delete_object, items))
         super().delete(actual)
 
