@@ -3,6 +3,8 @@
 import re
 import time
 
+from aiohttp import web
+
 from emulator.cloud import Call, patched, serves
 from emulator.errors import ApiError
 from emulator.services.compute_catalog import ZONES
@@ -99,9 +101,10 @@ def _patch(call: Call) -> Resource:
 
 
 @serves("bigquery.datasets.delete", permission="bigquery.datasets.delete", resources=_of_project)
-def _delete(call: Call) -> None:
+def _delete(call: Call) -> web.StreamResponse:
     _need(call)
     del call.state.resources[_key(call)]
+    return web.Response(status=204)
 
 
 @serves("bigquery.tables.list", permission="bigquery.tables.list", resources=_of_project)
