@@ -107,7 +107,8 @@ class Call:
     @property
     def name(self) -> str:
         """The resource that a newer API names by one path, such as `projects/p/secrets/s`."""
-        return str(next(self.parameters[key] for key in ("name", "resource", "parent") if key in self.parameters))
+        keys = ("name", "resource", "parent", "sinkName", "metricName")
+        return str(next(self.parameters[key] for key in keys if key in self.parameters))
 
     @property
     def kind(self) -> str:

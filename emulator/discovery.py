@@ -27,6 +27,8 @@ APIS = (
     "secretmanager.v1",
     "logging.v2",
     "monitoring.v3",
+    "monitoring.v1",
+    "bigquery.v2",
 )
 # Sent by Google's own clients and accepted everywhere, though most documents do not list them.
 _GLOBAL_PARAMETERS = {"returnPartialSuccess", "uploadType", "upload_id", "userProject", "supportsAllDrives"}

@@ -26,6 +26,7 @@ _OBJECT_USER = ["create", "delete", "get", "list", "restore", "update", "move"]
 ROLES: dict[str, list[str]] = {
     "roles/owner": ["*"],
     "roles/viewer": ["*.get", "*.list", "*.getIamPolicy"],
+    "roles/bigquery.dataOwner": ["bigquery.datasets.*"],
     "roles/cloudsql.client": ["cloudsql.instances.connect", "cloudsql.instances.get"],
     "roles/cloudsql.instanceUser": ["cloudsql.instances.get", "cloudsql.instances.login"],
     "roles/cloudsql.admin": ["cloudsql.*"],
@@ -53,8 +54,10 @@ ROLES: dict[str, list[str]] = {
         "iam.serviceAccounts.signJwt",
     ],
     "roles/iam.serviceAccountAdmin": ["iam.serviceAccounts.*"],
+    "roles/logging.configWriter": ["logging.sinks.*", "logging.logMetrics.*"],
     "roles/logging.logWriter": ["logging.logEntries.create", "logging.logEntries.route"],
     "roles/logging.viewer": ["logging.*.list", "logging.*.get"],
+    "roles/monitoring.editor": ["monitoring.*"],
     "roles/monitoring.metricWriter": [
         "monitoring.metricDescriptors.*",
         "monitoring.monitoredResourceDescriptors.*",
@@ -292,6 +295,7 @@ class Access:
             conditional = any("condition" in binding for binding in bindings)
             changed["version"] = 3 if conditional else 1
         if "auditConfigs" in masked:
+            _check_audit_configs(policy.get("auditConfigs", []))
             changed["auditConfigs"] = policy.get("auditConfigs", [])
         self._state.policies[resource] = changed
         return self.get_policy(resource)
@@ -309,6 +313,17 @@ class Access:
                 raise ApiError(400, f"Invalid argument: '{member}' is not a valid member.")
             if kind == "serviceAccount" and email.endswith(".iam.gserviceaccount.com") and not self._account(email):
                 raise ApiError(400, f"Service account {email} does not exist.")
+
+
+def _check_audit_configs(configs: list[Resource]) -> None:
+    """Raise `ApiError` 400 for a service named twice or without a kind of access to log."""
+    services = [config.get("service", "") for config in configs]
+    if len(set(services)) < len(services) or not all(services):
+        raise ApiError(400, f"Audit configs must name each service once, not {services}.")
+    for config in configs:
+        kinds = [log.get("logType") for log in config.get("auditLogConfigs", [])]
+        if not kinds or len(set(kinds)) < len(kinds) or not all(kinds):
+            raise ApiError(400, f"The audit config of {config['service']} must name each log type once, not {kinds}.")
 
 
 def _etag(policy: Resource) -> str:

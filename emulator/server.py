@@ -30,7 +30,20 @@ from emulator.services.iam import new_account
 from emulator.state import State, write_private
 
 _LOG = logging.getLogger(__name__)
-_SERVICES = ("compute", "dns", "instances", "iam", "projects", "secrets", "sql", "storage", "telemetry")
+_SERVICES = (
+    "compute",
+    "dns",
+    "instances",
+    "iam",
+    "projects",
+    "secrets",
+    "sql",
+    "storage",
+    "logs",
+    "monitoring",
+    "dashboards",
+    "bigquery",
+)
 # The operator owns both; a test that needs an untouched project takes the second.
 PROJECTS = {"demo-project": "100000000001", "empty-project": "100000000002"}
 OPERATOR = "operator@demo-project.iam.gserviceaccount.com"
@@ -188,7 +201,7 @@ class Server:
         if verb != "PATCH":
             # Only in a patch has null a meaning of its own.
             body = _without_nulls(body)
-        for name in ("project", "projectId", "name", "parent", "resource"):
+        for name in ("project", "projectId", "name", "parent", "resource", "sinkName", "metricName"):
             if name in parameters:
                 parameters[name] = self._with_project_id(parameters[name])
         document = self.cloud.directory.documents[method.api]

@@ -2,7 +2,9 @@
 
 Sources: the REST references under https://cloud.google.com/compute/docs/reference/rest/v1,
 https://cloud.google.com/sql/docs/postgres/admin-api/rest, https://cloud.google.com/storage/docs/json_api/v1,
-https://cloud.google.com/iam/docs/reference/rest, https://cloud.google.com/secret-manager/docs/reference/rest.
+https://cloud.google.com/iam/docs/reference/rest, https://cloud.google.com/secret-manager/docs/reference/rest,
+https://cloud.google.com/logging/docs/reference/v2/rest, https://cloud.google.com/monitoring/api/ref_v3/rest,
+https://cloud.google.com/bigquery/docs/reference/rest/v2/datasets.
 A test holds every row against the discovery documents.
 """
 
@@ -36,6 +38,8 @@ class Kind:
     schema: str
     # Resource name in the newer APIs, which have it whole in the URL.
     full_name: str | None = None
+    # Field of labels, where Google assigns the name: ours goes into a label, by which it is found in the list.
+    name_label_in: str | None = None
     # What it belongs to, `instance` or `network`, when that is not in a field.
     parent: str | None = None
     create: str = "insert"
@@ -48,6 +52,8 @@ class Kind:
     create_defaults: Mapping[str, object] = field(default_factory=dict)
     update: str | None = "patch"
     has_update_mask: bool = False
+    # Whether the update takes the whole resource, and unsets what it does not hold.
+    replaces: bool = False
     setters: Mapping[str, Setter] = field(default_factory=dict)
     immutable: frozenset[str] = frozenset()
     # Field whose value guards against a lost update, and the query parameter it goes to; the body when that is empty.
@@ -278,6 +284,100 @@ KINDS: dict[str, Kind] = {
         immutable=_fields("network"),
         after=_fields("compute.globalAddresses"),
         rules=Rules(sets=_fields("reservedPeeringRanges")),
+    ),
+    "logging.sinks": Kind(
+        api="logging.v2",
+        collection="projects.sinks",
+        schema="LogSink",
+        full_name="projects/{project}/sinks/{name}",
+        create="create",
+        create_query={"uniqueWriterIdentity": "true"},
+        has_update_mask=True,
+        has_operations=False,
+        after=_fields("bigquery.datasets", "storage.buckets"),
+        rules=Rules(keyed={"exclusions": "name"}),
+    ),
+    "logging.metrics": Kind(
+        api="logging.v2",
+        collection="projects.metrics",
+        schema="LogMetric",
+        full_name="projects/{project}/metrics/{name}",
+        create="create",
+        update="update",
+        replaces=True,
+        has_operations=False,
+        immutable=_fields("metricDescriptor.metricKind", "metricDescriptor.valueType"),
+        rules=Rules(keyed={"metricDescriptor.labels": "key"}),
+    ),
+    "bigquery.datasets": Kind(
+        api="bigquery.v2",
+        collection="datasets",
+        schema="Dataset",
+        # Its body names it: datasetReference.
+        body_identity={},
+        has_operations=False,
+        immutable=_fields("location", "datasetReference"),
+        rules=Rules(sets=_fields("access"), upper_case=_fields("location")),
+    ),
+    "monitoring.notificationChannels": Kind(
+        api="monitoring.v3",
+        collection="projects.notificationChannels",
+        schema="NotificationChannel",
+        full_name="projects/{project}/notificationChannels/{name}",
+        name_label_in="userLabels",
+        create="create",
+        body_identity={},
+        has_update_mask=True,
+        has_operations=False,
+        immutable=_fields("type"),
+    ),
+    "monitoring.uptimeCheckConfigs": Kind(
+        api="monitoring.v3",
+        collection="projects.uptimeCheckConfigs",
+        schema="UptimeCheckConfig",
+        full_name="projects/{project}/uptimeCheckConfigs/{name}",
+        name_label_in="userLabels",
+        create="create",
+        body_identity={},
+        has_update_mask=True,
+        has_operations=False,
+        immutable=_fields("monitoredResource", "resourceGroup", "tcpCheck", "syntheticMonitor"),
+        rules=Rules(
+            sets=_fields("selectedRegions", "httpCheck.acceptedResponseStatusCodes"),
+            write_only=_fields("httpCheck.authInfo.password"),
+        ),
+    ),
+    "monitoring.alertPolicies": Kind(
+        api="monitoring.v3",
+        collection="projects.alertPolicies",
+        schema="AlertPolicy",
+        full_name="projects/{project}/alertPolicies/{name}",
+        name_label_in="userLabels",
+        create="create",
+        body_identity={},
+        has_update_mask=True,
+        has_operations=False,
+        after=_fields("monitoring.notificationChannels", "monitoring.uptimeCheckConfigs", "logging.metrics"),
+        rules=Rules(
+            # Google gives each condition a name.
+            positional=_fields("conditions"),
+            sets=_fields("notificationChannels", "alertStrategy.notificationPrompts"),
+        ),
+    ),
+    "monitoring.dashboards": Kind(
+        api="monitoring.v1",
+        collection="projects.dashboards",
+        schema="Dashboard",
+        full_name="projects/{project}/dashboards/{name}",
+        create="create",
+        body_identity={"name": "projects/{project}/dashboards/{name}"},
+        replaces=True,
+        has_operations=False,
+        guard="etag",
+        rules=Rules(
+            # Google adds ids and defaults to widgets.
+            positional=_fields("mosaicLayout.tiles", "mosaicLayout.tiles.widget.xyChart.dataSets"),
+        ),
     ),
     "serviceusage.services": Kind(
         api="serviceusage.v1",

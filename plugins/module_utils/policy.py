@@ -78,7 +78,7 @@ def desired_policy(policy: Json, entries: list[Json]) -> Json:
     for entry in entries:
         desired["bindings"] = _bindings(desired.get("bindings", []), entry)
         if entry.get("audit_configs") is not None:
-            desired["auditConfigs"] = _audit_configs(desired.get("auditConfigs", []), entry["audit_configs"])
+            desired["auditConfigs"] = _audit_configs(desired.get("auditConfigs", []), entry)
     return desired
 
 
@@ -119,14 +119,14 @@ def _by_key(bindings: list[Json]) -> dict[Key, set[str]]:
     return found
 
 
-def _audit_configs(configs: list[Json], wanted: list[Json]) -> list[Json]:
+def _audit_configs(configs: list[Json], entry: Json) -> list[Json]:
     by_service = {config["service"]: config.get("auditLogConfigs", []) for config in configs}
-    for config in wanted:
+    for config in entry["audit_configs"]:
         # Exempted members of a kind that stays logged are kept.
         before = {log["logType"]: log for log in by_service.get(config["service"], [])}
-        by_service[config["service"]] = [
-            before.get(kind, {"logType": kind}) for kind in sorted(set(config["log_types"]))
-        ]
+        named = set(config["log_types"])
+        kinds = {"exclusive": named, "absent": before.keys() - named}.get(entry.get("mode", ""), before.keys() | named)
+        by_service[config["service"]] = [before.get(kind, {"logType": kind}) for kind in sorted(kinds)]
     return [{"service": service, "auditLogConfigs": logs} for service, logs in by_service.items() if logs]
 
 

@@ -21,6 +21,7 @@ LOWEST_POSTGRES_VERSION = 17
 MYSQL_VERSION = "MYSQL_8_4"
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 SQL_LOGINS = ("iam", "password")
+LOG_DESTINATIONS = ("bucket", "dataset")
 DISK_SIZE_GIB = (20, 65536)
 
 # What provisioning needs and only a project can give, by the predefined role that has it:
@@ -44,8 +45,16 @@ PERMISSIONS = {
     "roles/cloudsql.admin": ("cloudsql.databases.create", "cloudsql.instances.create", "cloudsql.users.create"),
     "roles/dns.admin": ("dns.changes.create", "dns.resourceRecordSets.create"),
     "roles/secretmanager.admin": ("secretmanager.secrets.create",),
+    "roles/logging.configWriter": ("logging.logMetrics.create", "logging.sinks.create"),
+    "roles/monitoring.editor": (
+        "monitoring.alertPolicies.create",
+        "monitoring.dashboards.create",
+        "monitoring.notificationChannels.create",
+        "monitoring.uptimeCheckConfigs.create",
+    ),
+    "roles/bigquery.dataOwner": ("bigquery.datasets.create",),
 }
-# What is not needed while a variable is set, or while it is not.
+# What is not needed while a variable is set (True), is not (False), or has a value.
 SPARED_PERMISSIONS = {
     ("platform_existing_network", True): (
         "compute.globalAddresses.createInternal",
@@ -57,6 +66,7 @@ SPARED_PERMISSIONS = {
     ("platform_existing_bucket", True): ("storage.buckets.create",),
     ("platform_existing_sql_instance", True): ("cloudsql.instances.create",),
     ("platform_existing_service_account", True): ("iam.serviceAccounts.create",),
+    ("platform_log_destination", "bucket"): ("bigquery.datasets.create",),
     ("platform_dns_zone", False): ("dns.changes.create", "dns.resourceRecordSets.create"),
 }
 # What a problem about them is named after.
@@ -69,6 +79,8 @@ _REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
 _RESOURCE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 # https://cloud.google.com/storage/docs/buckets#naming
 _BUCKET = re.compile(r"[a-z0-9][-_a-z0-9]{1,61}[a-z0-9]")
+# https://cloud.google.com/bigquery/docs/datasets#dataset-naming
+_DATASET = re.compile(r"[A-Za-z0-9_]{1,1024}")
 _DOMAIN_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s\"'<>]+@[^@\s\"'<>]+\.[^@\s\"'<>.]+")
 # https://cloud.google.com/compute/docs/labeling-resources#requirements
@@ -218,7 +230,8 @@ def _check_names(checker: _Checker) -> None:
             checker.add("platform_name", "longer than 23 characters", "write a shorter name, such as mlflow")
         checker.matches("platform_server_name", _RESOURCE_NAME, rule, "write a name such as mlflow-1, or leave it out")
         if str(checker.variables.get("platform_project") or "").strip():
-            _check_bucket(checker)
+            for variable in bucket_variables(checker.variables):
+                _check_bucket(checker, variable)
     labels = checker.variables.get("platform_labels")
     if not isinstance(labels, dict):
         checker.add("platform_labels", "not a mapping", "write labels such as {team: research}")
@@ -245,16 +258,23 @@ def _check_existing(checker: _Checker) -> None:
         checker.add("platform_existing_subnetwork", "given without its network", fix)
 
 
-def _check_bucket(checker: _Checker) -> None:
-    if checker.variables.get("platform_existing_bucket"):
-        return
-    bucket = checker.variables.get("platform_bucket")
-    fix = "write platform_bucket: a name of 3 to 63 characters that no other bucket in the world has"
+def bucket_variables(variables: Mapping[str, Any]) -> list[str]:
+    """Return the variables that name buckets to be made."""
+    made = {
+        "platform_bucket": not variables.get("platform_existing_bucket"),
+        "platform_log_store": variables.get("platform_log_destination") == "bucket",
+    }
+    return [variable for variable, is_made in made.items() if is_made]
+
+
+def _check_bucket(checker: _Checker, variable: str) -> None:
+    bucket = checker.variables.get(variable)
+    fix = f"write {variable}: a name of 3 to 63 characters that no other bucket in the world has"
     checker.matches(
-        "platform_bucket", _BUCKET, "not a bucket name: 3 to 63 lower-case letters, digits, hyphens, underscores", fix
+        variable, _BUCKET, "not a bucket name: 3 to 63 lower-case letters, digits, hyphens, underscores", fix
     )
     if str(bucket).startswith("goog") or "google" in str(bucket):
-        checker.add("platform_bucket", "bucket names may not begin with goog nor contain google", fix)
+        checker.add(variable, "bucket names may not begin with goog nor contain google", fix)
 
 
 def _check_reach(checker: _Checker) -> None:
@@ -290,6 +310,10 @@ def _check_machines(checker: _Checker) -> None:
     variables = checker.variables
     checker.one_of("platform_vm_image_family", VM_IMAGE_FAMILIES)
     checker.one_of("platform_sql_login", SQL_LOGINS)
+    checker.one_of("platform_log_destination", LOG_DESTINATIONS)
+    if variables.get("platform_log_destination") == "dataset":
+        rule = "not a dataset name: letters, digits and underscores"
+        checker.matches("platform_log_store", _DATASET, rule, "write platform_log_store, such as mlflow_logs")
     if not isinstance(variables.get("platform_deletion_protection_enabled"), bool):
         checker.add("platform_deletion_protection_enabled", "not a boolean", "write true or false, without quotes")
     # It comes from the command line, where everything is text.
@@ -333,7 +357,12 @@ def _check_machines(checker: _Checker) -> None:
 
 def _check_removal(checker: _Checker) -> None:
     """Refuse a name that is not the deployment's own: who names something else means something else."""
-    own = {"bucket": "platform_bucket", "database": "platform_sql_instance", "project": "platform_project"}
+    own = {
+        "bucket": "platform_bucket",
+        "database": "platform_sql_instance",
+        "logs": "platform_log_store",
+        "project": "platform_project",
+    }
     if checker.variables.get("platform_existing_bucket") and checker.variables.get("platform_destroy_bucket"):
         problem = "a bucket that was there already, which is never removed"
         checker.add("platform_destroy_bucket", problem, "leave it out")

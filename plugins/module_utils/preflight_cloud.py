@@ -19,6 +19,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.preflight import 
     PERMISSIONS_OF,
     SPARED_PERMISSIONS,
     Problem,
+    bucket_variables,
 )
 
 Json = dict[str, Any]
@@ -130,6 +131,8 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         **{f"firewall {rule}": f"{compute}/global/firewalls/{name}-allow-{rule}" for rule in _FIREWALLS},
         **{f"secret {item['secret']}": f"{secrets}/{item['secret']}" for item in get["credentials"]},
     }
+    if get["log_destination"] == "bucket":
+        urls["log bucket"] = f"https://storage.googleapis.com/storage/v1/b/{get['log_store']}"
     if get["existing_sql_instance"]:
         for database in (get["sql_database"], get["sql_auth_database"]):
             urls[f"database {database}"] = f"{urls['sql instance']}/databases/{database}"
@@ -153,8 +156,8 @@ def _needed_permissions(variables: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the permissions by the role that has them, without those for what is there already."""
     spared = {
         permission
-        for (variable, is_spared_when_set), permissions in SPARED_PERMISSIONS.items()
-        if bool(variables[variable]) == is_spared_when_set
+        for (variable, value), permissions in SPARED_PERMISSIONS.items()
+        if (bool(variables[variable]) if isinstance(value, bool) else variables[variable]) == value
         for permission in permissions
     }
     return {role: [one for one in permissions if one not in spared] for role, permissions in PERMISSIONS.items()}
@@ -217,16 +220,17 @@ def _organization(seen: Seen) -> Iterator[Finding]:
 
 
 def _bucket_owner(seen: Seen) -> Iterator[Finding]:
-    status, body = seen.answers["bucket"]
     number = seen.answers["project"][1].get("projectNumber")
-    if seen["existing_bucket"] or status == 404 or _service_disabled(body):
-        return
-    if status == 403 or (status == 200 and number not in (body.get("projectNumber"), None)):
-        problem = "a bucket of this name is somebody else's, or these credentials may not read it"
-        fix = "write platform_bucket: a name that no other bucket in the world has"
-        yield seen.problem("platform_bucket", problem, fix)
-    elif status != 200:
-        yield f"Whether the bucket {seen['bucket']} can be made was not checked: {_message(status, body)}"
+    for variable in bucket_variables(seen.variables):
+        name = seen.variables[variable]
+        status, body = seen.answers["bucket" if variable == "platform_bucket" else "log bucket"]
+        if status == 404 or _service_disabled(body):
+            continue
+        if status == 403 or (status == 200 and number not in (body.get("projectNumber"), None)):
+            problem = "a bucket of this name is somebody else's, or these credentials may not read it"
+            yield seen.problem(variable, problem, f"write {variable}: a name that no other bucket in the world has")
+        elif status != 200:
+            yield f"Whether the bucket {name} can be made was not checked: {_message(status, body)}"
 
 
 def _clashes(seen: Seen) -> Iterator[Finding]:
@@ -234,6 +238,7 @@ def _clashes(seen: Seen) -> Iterator[Finding]:
     name = seen["name"]
     labelled = {f"the machine {seen['server_name']}": seen.found("server")}
     labelled |= {f"the {question}": seen.found(question) for question in seen.answers if question.startswith("secret ")}
+    labelled[f"the bucket {seen['log_store']}"] = seen.found("log bucket")
     if not seen["existing_bucket"]:
         labelled[f"the bucket {seen['bucket']}"] = seen.found("bucket")
     sql = seen.found("sql instance")

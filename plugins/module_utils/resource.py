@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ KNOWN_AFTER = "(known after create)"
 ATTEMPTS = 5
 # A new service account or secret may be unknown to the next read for this long.
 VISIBILITY_SECONDS = 60.0
+# Label that carries our name of what Google names itself.
+NAME_LABEL = "ansible-name"
+# How long another run may take to withdraw what two of them made at once.
+GIVING_WAY_SECONDS = 5.0
 
 # Finds the resource of a link, None when it does not exist.
 Lookup = Callable[[str], Json | None]
@@ -95,6 +100,11 @@ class Resource:
         }
 
     @property
+    def full_name(self) -> str:
+        """Name that stands whole in its URL, in the newer APIs."""
+        return (self.kind.full_name or "").format(**self.scope)
+
+    @property
     def link(self) -> str:
         """Partial link by which others refer to it."""
         if self.kind.full_name:
@@ -131,19 +141,15 @@ class Resource:
     def parameters(self, name: str) -> dict[str, str]:
         """Return the path parameters for one of its REST methods."""
         scope = self.scope
-        container = f"projects/{self.cloud.project}"
-        is_on_collection = name in {"create", "list"}
-        full_name = (self.kind.full_name or "").format(**scope)
-        known = {
-            "project": scope["project"],
-            "region": scope["location"],
-            "zone": scope["location"],
-            "+name": container if is_on_collection else full_name,
-            "+parent": container if is_on_collection else full_name,
-        }
+        whole = f"projects/{self.cloud.project}" if name in {"create", "list"} else self.full_name
+        known = {"project": scope["project"], "region": scope["location"], "zone": scope["location"]}
+        known |= {"+projectId": scope["project"], "+datasetId": scope["name"]}
         if self.kind.parent:
             known[self.kind.parent] = scope["parent"]
-        return {key: known.get(key, scope.get(key, scope["name"])) for key in self.method(name).path_parameters}
+        return {
+            key: known.get(key, whole if key.startswith("+") else scope.get(key, scope["name"]))
+            for key in self.method(name).path_parameters
+        }
 
     # What the inventory says
 
@@ -356,8 +362,10 @@ class Resource:
         content |= {key: text.format(**self.scope) for key, text in self.kind.body_identity.items()}
         if self.kind.wrapper and self.kind.wrapper_name:
             content = {self.kind.wrapper_name: self.wanted.name, self.kind.wrapper: content}
-        query = {key: text.format(**self.scope) for key, text in self.kind.create_query.items()}
-        self.send(self.kind.create, "Creating", content, query)
+        self.send(self.kind.create, "Creating", content, self._create_query())
+
+    def _create_query(self) -> Json:
+        return {key: text.format(**self.scope) for key, text in self.kind.create_query.items()}
 
     def update(self, body: Json, actual: Json) -> None:
         """Change what differs: fields with a method of their own one by one, the others in one patch."""
@@ -381,8 +389,11 @@ class Resource:
             self.send(setter.method, f"Setting {key} of", value or {})
 
     def _patch(self, changes: Json, merged: Json, actual: Json) -> None:
-        query: Json = {}
         update = self.kind.update or "patch"
+        # What a sink is created with, its update has to repeat.
+        query: Json = {key: value for key, value in self._create_query().items() if key in self.method(update).query}
+        if self.kind.replaces:
+            changes = self.compare.without_outputs(merged)
         for key, described in self.node.fields.items():
             # Some fields must be there although they do not change, a firewall's name for one.
             if self.method(update).id in described.get("annotations", {}).get("required", ()):
@@ -409,21 +420,97 @@ class Resource:
     def _guard(self, actual: Json) -> Any:
         return _at(actual, self.kind.guard)
 
+    @property
+    def delete_query(self) -> Json:
+        """Query that deleting takes."""
+        return {}
+
     def delete(self, actual: Json) -> None:
         """Delete the resource and wait until it is gone."""
         del actual
         try:
-            self.send("delete", "Deleting")
+            self.send("delete", "Deleting", query=self.delete_query)
         except ApiError as error:
             if error.status != 404:
                 raise
 
-    def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> None:
-        """Call one of its methods and wait for the operation it began."""
+    def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Json:
+        """Call one of its methods, wait for the operation it began, and return the answer to the call."""
         purpose = f"{verb} {self.title}"
         answer = self.cloud.call(self.method(name), self.parameters(name), purpose, body, query)
         if self.kind.has_operations:
             operations.wait(self.cloud, self.kind.api, answer, purpose)
+        return answer
+
+
+class Labelled(Resource):
+    """A resource whose name Google assigns: ours is in a label, by which it is found in the list of its kind.
+
+    The list is read once for all members of a run. Labels have the form of
+    https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies#AlertPolicy.FIELDS.user_labels
+    """
+
+    def __init__(self, cloud: Session, wanted: Wanted) -> None:
+        super().__init__(cloud, wanted)
+        self._labels = str(self.kind.name_label_in)
+        self._assigned = ""
+        self._has_created = False
+        if not re.fullmatch(r"[a-z0-9_-]{1,63}", wanted.name):
+            self.problems.append(f"{self.title}: name has other characters than lower-case letters, digits, _ and -")
+
+    @property
+    def full_name(self) -> str:
+        """Name that Google assigned."""
+        return self._assigned
+
+    def fetch(self, purpose: str) -> Json | None:
+        """Return the resource of that label; CloudError when there are several."""
+        if self._assigned:
+            return super().fetch(purpose)
+        found = self._named(self._list() if self._has_created else self.cloud.once(self.wanted.kind, self._list))
+        if len(found) > 1:
+            # Of two runs at once, one is about to give way.
+            self.cloud.sleep(GIVING_WAY_SECONDS)
+            found = self._named(self._list())
+        if len(found) > 1:
+            names = ", ".join(one["name"] for one in found)
+            raise CloudError(
+                f"{self.title}: {names} all have the label {NAME_LABEL}={self.wanted.name}, by which it is found;"
+                " take the label off, or delete, all but one of them"
+            )
+        self._assigned = found[0]["name"] if found else ""
+        return found[0] if found else None
+
+    def _list(self) -> list[Json]:
+        return list(_all(self))
+
+    def _named(self, listed: list[Json]) -> list[Json]:
+        return [one for one in listed if (one.get(self._labels) or {}).get(NAME_LABEL) == self.wanted.name]
+
+    def stated_body(self, actual: Json | None) -> Json:
+        """Return the body with the label."""
+        del actual
+        return {**self.body, self._labels: {**(self.body.get(self._labels) or {}), NAME_LABEL: self.wanted.name}}
+
+    def create(self, body: Json) -> None:
+        """Create the resource, unless another run did so at the same time: nothing but the list tells."""
+        self._has_created = True
+        super().create(body)
+        if len(self._named(self._list())) > 1:
+            self.delete({})
+            self._assigned = ""
+            raise ApiError(f"Creating {self.title}", 409, "duplicate", "somebody else made one at the same time")
+
+    def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Json:
+        """Call one of its methods, one call after the other; the answer to creating has the assigned name.
+
+        https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies/create
+        """
+        with self.cloud.one_at_a_time:
+            answer = super().send(name, verb, body, query)
+        if name == self.kind.create:
+            self._assigned = answer["name"]
+        return answer
 
 
 class Service(Resource):
@@ -493,10 +580,51 @@ class Connection(Resource):
         self.send("deleteConnection", "Deleting", {"consumerNetwork": actual["network"]})
 
 
-class Bucket(Resource):
-    """A bucket, which Google deletes only when it is empty."""
+class Container(Resource):
+    """What Google deletes only when it is empty. `holds` is what its listing and its operator call the contents."""
 
-    def _contents(self) -> Json:
+    holds = ("", "")
+
+    def contents(self) -> Json:
+        """Return the first page of what is in it."""
+        raise NotImplementedError
+
+    def losses(self, actual: Json) -> list[Difference]:
+        """Return what goes with it: the contents are counted as far as one page goes."""
+        found = super().losses(actual)
+        page = self.contents()
+        key, noun = self.holds
+        count = len(page.get(key, []))
+        if count and not self.wanted.delete_contents:
+            raise CloudError(
+                f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first"
+            )
+        shown = f"{count} or more" if page.get("nextPageToken") else str(count)
+        return [*found, Difference(noun, shown, "0")] if count else found
+
+
+class Dataset(Container):
+    """A dataset, whose tables go with it when the call says so."""
+
+    holds = ("tables", "tables")
+
+    def contents(self) -> Json:
+        """Return the first page of the tables."""
+        listing = method("bigquery.v2", "tables", "list")
+        return self.cloud.call(listing, self.parameters("get"), f"Listing the tables of {self.title}")
+
+    @property
+    def delete_query(self) -> Json:
+        """Query that takes the tables away too, where that is wanted."""
+        return {"deleteContents": str(self.wanted.delete_contents).lower()}
+
+
+class Bucket(Container):
+    """A bucket, whose objects go one by one."""
+
+    holds = ("items", "objects")
+
+    def contents(self) -> Json:
         """Return the first page of the objects, every version of each."""
         query = {"versions": "true", "fields": "items(name,generation),nextPageToken"}
         listing = method("storage.v1", "objects", "list")
@@ -504,22 +632,10 @@ class Bucket(Resource):
             listing, {"bucket": self.wanted.name}, f"Listing the objects of {self.title}", None, query
         )
 
-    def losses(self, actual: Json) -> list[Difference]:
-        """Return what goes with the bucket: the objects are counted as far as one page goes."""
-        found = super().losses(actual)
-        page = self._contents()
-        count = len(page.get("items", []))
-        if count and not self.wanted.delete_contents:
-            raise CloudError(
-                f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first"
-            )
-        objects = f"{count} or more" if page.get("nextPageToken") else str(count)
-        return [*found, Difference("objects", objects, "0")] if count else found
-
     def delete(self, actual: Json) -> None:
         """Delete every version of every object, several at a time, then the bucket."""
         with ThreadPoolExecutor(THREADS) as pool:
-            while items := self._contents().get("items", []):
+            while items := self.contents().get("items", []):
                 list(pool.map(self._delete_object, items))
         super().delete(actual)
 
@@ -550,6 +666,7 @@ class Record(Resource):
 
 
 SPECIAL = {
+    "bigquery.datasets": Dataset,
     "serviceusage.services": Service,
     "servicenetworking.connections": Connection,
     "storage.buckets": Bucket,
@@ -559,7 +676,8 @@ SPECIAL = {
 
 def resource_of(cloud: Session, wanted: Wanted) -> Resource:
     """Return the resource with the behaviour of its kind."""
-    return SPECIAL.get(wanted.kind, Resource)(cloud, wanted)
+    usual = Labelled if KINDS[wanted.kind].name_label_in else Resource
+    return SPECIAL.get(wanted.kind, usual)(cloud, wanted)
 
 
 def find(
@@ -580,8 +698,10 @@ def find(
 def _all(resource: Resource) -> Iterator[Json]:
     listing = resource.method("list")
     answer_node = Node.of(resource.kind.api, str(listing.response))
+    # Where the list has shorter forms of them, it has the collection's name.
     members = next(
-        key for key in answer_node.fields if answer_node.child(key).items.schema.get("id") == resource.kind.schema
+        (key for key in answer_node.fields if answer_node.child(key).items.schema.get("id") == resource.kind.schema),
+        resource.kind.collection,
     )
     query = resource.list_query()
     while True:

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -138,6 +139,10 @@ class Session:
         self.clock = clock
         self._transport = transport or GoogleTransport(project)
         self._project_number: str | None = None
+        self._answers: dict[str, Future[Any]] = {}
+        self._lock = threading.Lock()
+        # For what Google wants to be changed by one call after the other.
+        self.one_at_a_time = threading.Lock()
 
     def call(
         self,
@@ -216,6 +221,18 @@ class Session:
         if service.get("state") != "ENABLED":
             fix = f"enable it with serviceusage.services in gcp_resource or `gcloud services enable {error.service}`"
             raise CloudError(f"{error}: {fix}") from error
+
+    def once(self, key: str, ask: Callable[[], Any]) -> Any:
+        """Return what `ask` returns, or raise what it raises; others that want the same wait for it."""
+        with self._lock:
+            is_first = key not in self._answers
+            answer = self._answers.setdefault(key, Future())
+        if is_first:
+            try:
+                answer.set_result(ask())
+            except BaseException as error:
+                answer.set_exception(error)
+        return answer.result()
 
     def project_number(self) -> str:
         """Return the number of the project, which some APIs want in place of its ID."""

@@ -12,7 +12,7 @@ description:
     bucket, secret or service account.
   - The policy is read, changed and written with its etag, and the change is made again when another writer was
     faster.
-  - Roles that are not named are never touched.
+  - Roles and audited services that are not named are never touched.
 author:
   - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
@@ -70,9 +70,10 @@ options:
                 type: str
       mode:
         description:
-          - With V(additive) members are added.
-          - With V(exclusive) the named roles have exactly these members, and no members under other conditions.
-          - With V(absent) members are taken away, and it does not matter when the resource is not there.
+          - With V(additive) members and kinds of access to log are added.
+          - With V(exclusive) the named roles have exactly these members, and no members under other conditions; of the
+            named services exactly these kinds of access are logged.
+          - With V(absent) they are taken away, and it does not matter when the resource is not there.
         type: str
         choices: [additive, exclusive, absent]
         default: additive
@@ -86,7 +87,7 @@ options:
             type: str
             required: true
           log_types:
-            description: Kinds of access to log; an empty list removes the configuration of the service.
+            description: Kinds of access to log; with V(exclusive), an empty list removes what the service has.
             type: list
             elements: str
             required: true

@@ -32,6 +32,7 @@ options:
         type: str
         required: true
         choices: &kinds
+          - bigquery.datasets
           - compute.addresses
           - compute.firewalls
           - compute.globalAddresses
@@ -41,6 +42,12 @@ options:
           - compute.subnetworks
           - dns.resourceRecordSets
           - iam.serviceAccounts
+          - logging.metrics
+          - logging.sinks
+          - monitoring.alertPolicies
+          - monitoring.dashboards
+          - monitoring.notificationChannels
+          - monitoring.uptimeCheckConfigs
           - secretmanager.secrets
           - servicenetworking.connections
           - serviceusage.services
@@ -53,6 +60,9 @@ options:
           - For V(iam.serviceAccounts) the account ID, for V(serviceusage.services) and
             V(servicenetworking.connections) the host name of the service, for V(dns.resourceRecordSets)
             C(<domain>./<type>).
+          - Google names V(monitoring.alertPolicies), V(monitoring.notificationChannels) and
+            V(monitoring.uptimeCheckConfigs) itself. They are found by the user label C(ansible-name), which is written
+            with this name; when two carry it, the module fails and names both.
         type: str
         required: true
       location:
@@ -82,8 +92,9 @@ options:
         default: present
       delete_contents:
         description:
-          - Whether a V(storage.buckets) that is to be absent is deleted with every version of every object in it.
-          - Without it, a bucket that is not empty fails.
+          - Whether a V(storage.buckets) that is to be absent is deleted with every version of every object in it, a
+            V(bigquery.datasets) with its tables.
+          - Without it, what is not empty fails.
         type: bool
         default: false
   kind:

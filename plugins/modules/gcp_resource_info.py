@@ -19,6 +19,7 @@ options:
     type: str
     required: true
     choices:
+      - bigquery.datasets
       - compute.addresses
       - compute.firewalls
       - compute.globalAddresses
@@ -28,6 +29,12 @@ options:
       - compute.subnetworks
       - dns.resourceRecordSets
       - iam.serviceAccounts
+      - logging.metrics
+      - logging.sinks
+      - monitoring.alertPolicies
+      - monitoring.dashboards
+      - monitoring.notificationChannels
+      - monitoring.uptimeCheckConfigs
       - secretmanager.secrets
       - servicenetworking.connections
       - serviceusage.services

@@ -24,7 +24,9 @@ DATABASE = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/{NA
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 POLICY = f"https://cloudresourcemanager.googleapis.com/v1/projects/{PROJECT}:getIamPolicy"
 CONFIRMED = ("-e", f"platform_destroy_project={PROJECT}")
-WHOLE = (*CONFIRMED, "-e", f"platform_destroy_bucket={BUCKET}", "-e", f"platform_destroy_database={NAME}")
+LOGS = f"{PROJECT}-{NAME}-logs"
+NAMED = {"bucket": BUCKET, "database": NAME, "logs": LOGS}
+WHOLE = (*CONFIRMED, *(part for what, name in NAMED.items() for part in ("-e", f"platform_destroy_{what}={name}")))
 LISTS = [
     *(f"{COMPUTE}/global/{kind}" for kind in ("networks", "firewalls", "addresses")),
     *(f"{COMPUTE}/regions/europe-west1/{kind}" for kind in ("subnetworks", "routers", "addresses")),
@@ -33,6 +35,12 @@ LISTS = [
     f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets",
     f"https://iam.googleapis.com/v1/projects/{PROJECT}/serviceAccounts",
     f"{STORAGE}?project={PROJECT}",
+    *(f"https://logging.googleapis.com/v2/projects/{PROJECT}/{kind}" for kind in ("sinks", "metrics")),
+    f"https://monitoring.googleapis.com/v1/projects/{PROJECT}/dashboards",
+    *(
+        f"https://monitoring.googleapis.com/v3/projects/{PROJECT}/{kind}"
+        for kind in ("alertPolicies", "notificationChannels", "uptimeCheckConfigs")
+    ),
 ]
 Play = Callable[..., Any]
 Make = Callable[..., pathlib.Path]
@@ -132,7 +140,12 @@ def test_bucket_and_database_stay_unless_named(play: Play, cloud: Any, unprotect
     removed = play("playbooks/destroy.yml", *CONFIRMED, inventory=unprotected)
 
     assert removed.code == 0, removed.output
-    kept = (f"keep the bucket {BUCKET}", f"keep the Cloud SQL instance {NAME}", f"keep the network {NAME}")
+    kept = (
+        f"keep the bucket {BUCKET}",
+        f"keep the logs in the bucket {LOGS}",
+        f"keep the Cloud SQL instance {NAME}",
+        f"keep the network {NAME}",
+    )
     for line in (*kept, f"delete compute.instances {NAME}-1"):
         assert line in removed.output
     assert status(cloud, SERVER) == 404
@@ -218,7 +231,7 @@ def everything(cloud: Any) -> tuple[list[str], Any]:
     for url in LISTS:
         # A service that was never enabled keeps nothing.
         answer = cloud.call("GET", url).json()
-        items = [item for key in ("items", "secrets", "accounts") for item in answer.get(key, [])]
+        items = [item for key in ("items", "accounts", url.rsplit("/", 1)[-1]) for item in answer.get(key, [])]
         names += [f"{url.rsplit('/', 1)[-1]} {item['name']}" for item in items]
     bindings = cloud.call("POST", POLICY, {}).json().get("bindings", [])
     return names, sorted((binding["role"], sorted(binding["members"])) for binding in bindings)

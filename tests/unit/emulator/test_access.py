@@ -115,6 +115,9 @@ def test_audit_configs_change_only_when_named_in_the_mask(cloud: Any) -> None:
     policy["etag"] = cloud.call("POST", f"{POLICY}:getIamPolicy")["etag"]
     body = {"policy": policy, "updateMask": "bindings,etag,auditConfigs"}
     assert cloud.call("POST", f"{POLICY}:setIamPolicy", body)["auditConfigs"] == policy["auditConfigs"]
+    for wrong in ([{"service": "allServices", "auditLogConfigs": []}], policy["auditConfigs"] * 2):
+        body["policy"] = {"bindings": policy["bindings"], "auditConfigs": wrong}
+        assert cloud.refused("POST", f"{POLICY}:setIamPolicy", body)["code"] == 400
 
 
 def test_the_metadata_server_knows_its_caller_by_address(
@@ -146,6 +149,6 @@ def test_the_metadata_server_knows_its_caller_by_address(
 
 def test_the_proxy_leads_nowhere_else(cloud: Any) -> None:
     with pytest.raises(requests.exceptions.ProxyError):
-        requests.get("https://bigquery.googleapis.com/", timeout=5)
+        requests.get("https://pubsub.googleapis.com/", timeout=5)
     assert requests.get("http://example.test/", timeout=5).status_code == 403
     assert cloud.call("GET", "https://www.googleapis.com/oauth2/v1/certs")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import Batch, ensure_all
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import PartialError
@@ -206,3 +208,24 @@ def test_an_address_outside_the_batch_is_looked_up(cloud, google):
     google.store[f"{COMPUTE}/regions/r/addresses/a"] = {"address": "203.0.113.9"}
     ensure_all(cloud, [VM])
     assert google.written()[0].body["networkInterfaces"][0]["accessConfigs"] == [{"natIP": "203.0.113.9"}]
+
+
+def test_what_google_names_is_changed_by_one_call_after_the_other(cloud, google):
+    under_way, most = 0, 0
+    made: list = []
+
+    def answer(call):
+        nonlocal under_way, most
+        if call.verb == "GET":
+            found = [one for one in made if call.path.endswith(one["name"])]
+            return found[0] if found else {"alertPolicies": list(made)}
+        under_way += 1
+        most = max(most, under_way)
+        time.sleep(0.02)
+        under_way -= 1
+        made.append({**call.body, "name": f"projects/demo/alertPolicies/{len(made)}"})
+        return made[-1]
+
+    google.special = {"/alertPolicies": answer}
+    result = ensure_all(cloud, [Wanted("monitoring.alertPolicies", name) for name in "abcd"])
+    assert (len(result["changes"]), len(made), most) == (4, 4, 1)

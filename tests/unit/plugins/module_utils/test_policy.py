@@ -117,6 +117,24 @@ def test_audit_logs_are_set_per_service_with_their_mask(cloud, google):
 
 
 @pytest.mark.parametrize(
+    ("mode", "wanted", "logged"),
+    [
+        ("additive", ["DATA_WRITE"], {"s": ["ADMIN_READ", "DATA_READ", "DATA_WRITE"], "other": ["DATA_READ"]}),
+        ("exclusive", ["DATA_WRITE"], {"s": ["DATA_WRITE"], "other": ["DATA_READ"]}),
+        ("exclusive", [], {"other": ["DATA_READ"]}),
+        ("absent", ["DATA_READ", "DATA_WRITE"], {"s": ["ADMIN_READ"], "other": ["DATA_READ"]}),
+        ("absent", ["ADMIN_READ", "DATA_READ"], {"other": ["DATA_READ"]}),
+    ],
+)
+def test_only_exclusive_and_absent_take_what_others_log(mode, wanted, logged):
+    present = {"s": ["DATA_READ", "ADMIN_READ"], "other": ["DATA_READ"]}
+    configs = [{"service": s, "auditLogConfigs": [{"logType": t} for t in types]} for s, types in present.items()]
+    audit = {"mode": mode, "bindings": [], "audit_configs": [{"service": "s", "log_types": wanted}]}
+    after = desired_policy({"auditConfigs": configs}, [audit])["auditConfigs"]
+    assert {one["service"]: [log["logType"] for log in one["auditLogConfigs"]] for one in after} == logged
+
+
+@pytest.mark.parametrize(
     ("kind", "path"),
     [
         ("storage.buckets", "/storage/v1/b/a"),

@@ -17,6 +17,8 @@ GOOD: dict[str, Any] = {
     "platform_name": "mlflow",
     "platform_server_name": "mlflow-1",
     "platform_bucket": "demo-project-mlflow-artifacts",
+    "platform_log_destination": "bucket",
+    "platform_log_store": "demo-project-mlflow-logs",
     "platform_service_account_email": "mlflow-server@demo-project.iam.gserviceaccount.com",
     "platform_labels": {"team": "research"},
     "platform_acme_directory_url": "https://acme-v02.api.letsencrypt.org/directory",
@@ -79,6 +81,8 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_bucket", "Artifacts"),
         ("platform_bucket", "a" * 64),
         ("platform_bucket", "my-google-artifacts"),
+        ("platform_log_store", "Logs"),
+        ("platform_log_destination", "pubsub"),
         ("platform_labels", {"Team": "research"}),
         ("platform_labels", ["team"]),
         ("platform_acme_directory_url", "http://acme.example.com/dir"),
@@ -201,11 +205,19 @@ def test_servers_are_looked_for_where_they_are_made(inventory_dir: Path, content
     assert "gcp.yml" in problem.fix
 
 
+def test_logs_in_a_dataset_take_another_name(inventory_dir: Path) -> None:
+    dataset = {**GOOD, "platform_log_destination": "dataset", "platform_log_store": "mlflow_logs"}
+    assert preflight.check_inventory(dataset, inventory_dir) == []
+    (wrong,) = preflight.check_inventory({**dataset, "platform_log_store": "mlflow-logs"}, inventory_dir)
+    assert (wrong.variable, "dataset name" in wrong.problem) == ("platform_log_store", True)
+
+
 @pytest.mark.parametrize(
     ("variable", "right"),
     [
         ("platform_destroy_bucket", GOOD["platform_bucket"]),
         ("platform_destroy_database", GOOD["platform_sql_instance"]),
+        ("platform_destroy_logs", GOOD["platform_log_store"]),
         ("platform_destroy_project", GOOD["platform_project"]),
     ],
 )

@@ -18,6 +18,8 @@ VARIABLES: dict[str, Any] = {
     "platform_machine_type": "e2-standard-2",
     "platform_disk_size_gib": 50,
     "platform_bucket": "demo-project-mlflow-artifacts",
+    "platform_log_destination": "bucket",
+    "platform_log_store": "demo-project-mlflow-logs",
     "platform_network_name": "mlflow",
     "platform_subnetwork_name": "mlflow-europe-west1",
     "platform_subnetwork_cidr": "10.10.0.0/24",
@@ -59,7 +61,8 @@ ALL = [permission for permissions in PERMISSIONS.values() for permission in perm
 PROJECT, COMPUTE = "cloudresourcemanager.googleapis.com/v1/projects/demo-project", "compute/v1/projects/demo-project"
 REGION, ZONE = f"{COMPUTE}/regions/europe-west1", f"{COMPUTE}/zones/europe-west1-b"
 HELD, HELD_ON_ACCOUNT = f"{PROJECT}:testIamPermissions", "gserviceaccount.com:testIamPermissions"
-BUCKET, SERVER = "b/demo-project-mlflow-artifacts", "instances/mlflow-1"
+BUCKET, LOG_BUCKET = "b/demo-project-mlflow-artifacts", "b/demo-project-mlflow-logs"
+SERVER = "instances/mlflow-1"
 BILLING, MACHINE_TYPE, SECRET = "/billingInfo", "machineTypes/e2-standard-2", "secrets/mlflow-admin-password"
 RANGES, PEERING_RANGES = "aggregated/subnetworks", "global/addresses"
 
@@ -179,6 +182,7 @@ def test_a_good_cloud_has_no_problem(answers: dict[str, Response]) -> None:
         ({MACHINE_TYPE: (404, {})}, "platform_machine_type", "no such"),
         ({BUCKET: (200, {"projectNumber": "18", **LABELLED})}, "platform_bucket", "somebody else's"),
         ({BUCKET: (403, DENIED)}, "platform_bucket", "somebody else's"),
+        ({LOG_BUCKET: (403, DENIED)}, "platform_log_store", "somebody else's"),
     ],
 )
 def test_the_cloud_says_no(answers: dict[str, Response], variable: str, expected: str) -> None:
@@ -197,6 +201,7 @@ def test_the_cloud_says_no(answers: dict[str, Response], variable: str, expected
         (SERVER, {"labels": {"mlflow-deployment": "other"}}, "the machine mlflow-1"),
         (SECRET, {}, "the secret mlflow-admin-password"),
         (BUCKET, {"projectNumber": "17"}, "the bucket demo-project-mlflow-artifacts"),
+        (LOG_BUCKET, {"projectNumber": "17"}, "the bucket demo-project-mlflow-logs"),
         ("instances/mlflow", {"settings": {}}, "the Cloud SQL instance mlflow"),
         ("networks/mlflow", {"autoCreateSubnetworks": True}, "the network mlflow"),
         ("routers/mlflow", {"name": "mlflow", "network": f"{GLOBAL}/other"}, "in the network other"),
@@ -238,6 +243,14 @@ def test_what_is_there_already_takes_no_permission_to_make_it() -> None:
     (problem,), _ = check({**GOOD_EXISTING, HELD: without("dns.resourceRecordSets.create")}, EXISTING)
     assert "dns.resourceRecordSets.create" in problem.problem
     assert check({HELD: without("dns.resourceRecordSets.create")}) == ([], [])
+
+
+def test_logs_in_a_dataset_take_another_permission_and_no_bucket() -> None:
+    lacking = {HELD: without("bigquery.datasets.create"), LOG_BUCKET: (403, DENIED)}
+
+    (problem,), _ = check(lacking, {"platform_log_destination": "dataset", "platform_log_store": "mlflow_logs"})
+    assert problem.problem.endswith("lack bigquery.datasets.create")
+    assert check({HELD: lacking[HELD]}) == ([], [])
 
 
 def test_what_could_not_be_checked_is_a_note_and_not_a_problem() -> None:

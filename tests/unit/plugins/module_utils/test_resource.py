@@ -481,3 +481,143 @@ def test_one_is_found_by_name_or_not(cloud, google):
 def test_buckets_are_listed_by_project(cloud, google):
     google.special["/b$"] = lambda call: {"items": [{"name": call.query["project"]}]}
     assert find(cloud, "storage.buckets") == [{"name": "demo"}]
+
+
+# What Google names
+
+CHANNELS = "/v3/projects/demo/notificationChannels"
+
+
+class Channels:
+    """Notification channels as Monitoring keeps them: it names them, and two may be alike in everything else."""
+
+    def __init__(self, google, *labels):
+        self.google = google
+        self.rivals: list = []
+        for label in labels:
+            self.add({"userLabels": {"ansible-name": label}})
+        google.special = {f"{CHANNELS}$": self.answer}
+
+    def add(self, body):
+        name = f"projects/demo/notificationChannels/{len(self.google.store) + 1}"
+        self.google.store[f"/v3/{name}"] = {**body, "name": name}
+        return self.google.store[f"/v3/{name}"]
+
+    def answer(self, call):
+        if call.verb == "GET":
+            return {"notificationChannels": list(self.google.store.values())}
+        made = self.add(call.body)
+        if self.rivals:
+            self.add(self.rivals.pop())
+        return made
+
+
+def test_what_google_names_is_found_by_its_label(cloud, google):
+    channels = Channels(google, "other")
+    body = {"type": "email", "labels": {"email_address": "a@b.c"}, "userLabels": {"team": "x"}}
+    plan, after = ensure(cloud, "monitoring.notificationChannels", body)
+    assert plan.action == "create"
+    assert after["userLabels"] == {"team": "x", "ansible-name": "a"}
+    assert after["name"].endswith("/2")
+    google.calls.clear()
+    session = resource_of(cloud, Wanted("monitoring.notificationChannels", "a")).cloud
+    session._answers.clear()
+    plan, _ = ensure(session, "monitoring.notificationChannels", {**body, "displayName": "A"})
+    assert plan.action == "update"
+    assert [(call.verb, call.path) for call in google.calls] == [
+        ("GET", CHANNELS),
+        ("PATCH", f"{CHANNELS}/2"),
+        ("GET", f"{CHANNELS}/2"),
+    ]
+    assert google.written()[0].query == {"updateMask": "displayName"}
+    del channels
+
+
+def test_one_list_serves_all_of_a_kind(cloud, google):
+    Channels(google, "a", "b")
+    for name in ("a", "b"):
+        assert ensure(cloud, "monitoring.notificationChannels", name=name)[0].action == "none"
+    assert [call.path for call in google.calls] == [CHANNELS]
+
+
+def test_two_of_one_label_are_both_named(cloud, google):
+    Channels(google, "a", "a")
+    with pytest.raises(CloudError, match=r"notificationChannels/1, .*notificationChannels/2 all have the label"):
+        ensure(cloud, "monitoring.notificationChannels", state="absent")
+    assert google.written() == []
+
+
+def test_of_two_runs_at_once_one_gives_way(cloud, google):
+    channels = Channels(google)
+    body = {"userLabels": {"ansible-name": "a"}}
+    channels.rivals = [body]
+    ensure(cloud, "monitoring.notificationChannels")
+    assert [one["name"] for one in google.store.values()] == ["projects/demo/notificationChannels/2"]
+
+
+def test_a_create_without_an_answer_is_looked_for_in_a_new_list(cloud, google, fault):
+    Channels(google)
+    google.faults = [fault("POST", CHANNELS, raises=requests.exceptions.ReadTimeout(), lands=True)]
+    ensure(cloud, "monitoring.notificationChannels")
+    assert len(google.store) == 1
+
+
+def test_a_name_that_no_label_can_carry_is_refused(cloud):
+    assert problems(cloud, "monitoring.alertPolicies", name="A b") == [
+        "monitoring.alertPolicies A b: name has other characters than lower-case letters, digits, _ and -"
+    ]
+
+
+# What is sent whole, and what has to be repeated
+
+
+def test_a_metric_is_replaced_whole(cloud, google):
+    path = "/v2/projects/demo/metrics/a"
+    google.store[path] = {"name": "a", "filter": "x", "description": "by hand", "createTime": "now"}
+    google.special = {path: lambda call: google.store.update({path: call.body}) if call.body else google.store[path]}
+    ensure(cloud, "logging.metrics", {"filter": "y"})
+    sent = google.written()[0]
+    assert (sent.verb, sent.body) == ("PUT", {"name": "a", "filter": "y", "description": "by hand"})
+
+
+def test_a_dashboard_is_replaced_whole_under_its_etag(cloud, google):
+    path = "/v1/projects/demo/dashboards/a"
+    stored = {"name": "projects/1/dashboards/a", "displayName": "x", "etag": "1", "labels": {"a": ""}}
+    google.store[path] = stored
+    ensure(cloud, "monitoring.dashboards", {"displayName": "y"})
+    assert google.written()[0].body == {**stored, "displayName": "y"}
+
+
+def test_the_writer_of_a_sink_stays_its_own(cloud, google):
+    google.store["/v2/projects/demo/sinks/a"] = {"filter": "x"}
+    ensure(cloud, "logging.sinks", {"filter": "y"})
+    assert google.written()[0].query == {"uniqueWriterIdentity": "true", "updateMask": "filter"}
+
+
+# Datasets
+
+DATASET = "/bigquery/v2/projects/demo/datasets/a"
+TABLES = {"tables": [{"id": "demo:a.t"}], "nextPageToken": "2"}
+
+
+@pytest.mark.parametrize("session", ["cloud", "checking"])
+def test_a_dataset_that_holds_tables_is_not_deleted(request, google, session):
+    google.store[DATASET] = {}
+    google.special = {f"{DATASET}/tables$": lambda _: TABLES}
+    with pytest.raises(CloudError, match="is not empty, so it was not deleted"):
+        ensure(request.getfixturevalue(session), "bigquery.datasets", state="absent")
+    assert google.written() == []
+
+
+def test_a_dataset_goes_with_its_tables_when_that_is_wanted(cloud, google):
+    google.store[DATASET] = {}
+    google.special = {f"{DATASET}/tables$": lambda _: TABLES}
+    plan, _ = ensure(cloud, "bigquery.datasets", state="absent", delete_contents=True)
+    assert ("tables", "1 or more", "0") in [tuple(one) for one in plan.differences]
+    assert google.written()[0].query == {"deleteContents": "true"}
+    assert DATASET not in google.store
+
+
+def test_datasets_are_listed_in_their_short_form(cloud, google):
+    google.special = {"/datasets$": lambda _: {"datasets": [{"id": "demo:a"}]}}
+    assert find(cloud, "bigquery.datasets") == [{"id": "demo:a"}]
