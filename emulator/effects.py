@@ -76,7 +76,12 @@ class EffectError(Exception):
 
 
 class Effects(Protocol):
-    """What the engine asks for; resources are in the shape of their REST API."""
+    """What the engine asks for; resources are in the shape of their REST API.
+
+    `holds_data`: whether databases are real, so that a backup would have something to copy.
+    """
+
+    holds_data: bool
 
     def create_instance(
         self, project: str, zone: str, instance: Mapping[str, Any], external_ip: str | None, image_family: str
@@ -142,6 +147,8 @@ def check_database_flags(settings: Mapping[str, Any], version: str) -> dict[str,
 class NoEffects:
     """Answers as if everything had worked; for tests of the engine alone."""
 
+    holds_data = False
+
     def create_instance(
         self, project: str, zone: str, instance: Mapping[str, Any], external_ip: str | None, image_family: str
     ) -> dict[str, str]:
@@ -181,6 +188,8 @@ class DockerEffects:
     `authority_pem` is the certificate VMs must trust, `domains` the operator's names, `metadata_address` where the
     emulator answers on the Docker network `network`.
     """
+
+    holds_data = True
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from emulator.state import Resource, State, now
 
 _LOG = logging.getLogger(__name__)
 Work = Callable[[], None]
+_EXCLUSIVE = {"delete", "resize", "setMachineType", "start", "stop"}
 
 
 def _nothing() -> None:
@@ -46,6 +47,13 @@ class Operations:
         """True until the operation that creates the resource has finished."""
         return any(not record["done"] and name in record["creates"] for record in self._state.operations.values())
 
+    def exclusive(self, name: str) -> bool:
+        """True while an operation on the resource suffers no other beside it."""
+        return self.being_created(name) or any(
+            not record["done"] and record["target"] == name and record["body"].get("operationType") in _EXCLUSIVE
+            for record in self._state.operations.values()
+        )
+
     def start(
         self,
         path: str,
@@ -55,13 +63,15 @@ class Operations:
         target: str,
         work: Work = _nothing,
         finish: Work = _nothing,
+        undo: Work = _nothing,
         creates: tuple[str, ...] = (),
         fault: dict[str, Any] | None = None,
     ) -> Resource:
         """Starts an operation and returns what the API shows of it now.
 
         `work` runs in a thread without the lock and may raise: then the operation fails with the message and what it
-        creates is withdrawn. `finish` changes the state, under the lock, after `work` has succeeded.
+        creates is withdrawn. `finish` changes the state, under the lock, after `work` has succeeded, `undo` after a
+        failure.
         """
         record: Resource = {
             "style": style,
@@ -73,10 +83,10 @@ class Operations:
         with self._state.lock:
             self._state.operations[path] = record
         shown = dict(body)
-        self._pool.submit(self._run, record, work, finish, fault or {})
+        self._pool.submit(self._run, record, work, finish, undo, fault or {})
         return shown
 
-    def _run(self, record: Resource, work: Work, finish: Work, fault: dict[str, Any]) -> None:
+    def _run(self, record: Resource, work: Work, finish: Work, undo: Work, fault: dict[str, Any]) -> None:
         code, message = "", ""
         time.sleep(fault.get("delay_seconds", self._seconds))
         try:
@@ -92,6 +102,7 @@ class Operations:
             if code:
                 for name in record["creates"]:
                     self._state.resources.pop(name, None)
+                undo()
             _finish(record, code, message)
             self._state.dirty = True
 

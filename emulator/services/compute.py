@@ -333,9 +333,19 @@ def view(cloud: Cloud, collection: str, resource: Resource) -> Resource:
 
 
 def start(
-    call: Call, path: str, work: Work = lambda: None, finish: Work = lambda: None, creates: tuple[str, ...] = ()
+    call: Call,
+    path: str,
+    work: Work = lambda: None,
+    finish: Work = lambda: None,
+    creates: tuple[str, ...] = (),
+    undo: Work = lambda: None,
 ) -> Resource:
-    """Starts the operation of a call on a resource; returns it as the API shows it."""
+    """Starts the operation of a call on a resource; returns it as the API shows it.
+
+    Raises `ApiError` 400 while the resource is being made or deleted, or its power or size is changed.
+    """
+    if call.cloud.operations.exclusive(f"compute/{path}"):
+        raise ApiError(400, f"The resource '{path}' is not ready", reason="resourceNotReady")
     parts = path.split("/")
     place = "global" if parts[2] == "global" else "/".join(parts[2:4])
     name = new_name()
@@ -364,6 +374,7 @@ def start(
         target=f"compute/{path}",
         work=work,
         finish=finish,
+        undo=undo,
         creates=creates,
         fault=call.fault,
     )

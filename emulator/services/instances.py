@@ -5,6 +5,7 @@ from collections import Counter
 from emulator import quotas
 from emulator.cloud import Call, patched, serves
 from emulator.errors import ApiError, invalid
+from emulator.operations import Work
 from emulator.services import compute
 from emulator.services.compute import BASE
 from emulator.state import Resource, fingerprint, now
@@ -188,7 +189,16 @@ def _delete(call: Call) -> Resource:
             if disk["autoDelete"]:
                 compute.drop(call, disk["source"].removeprefix(BASE))
 
-    return compute.start(call, path, lambda: call.cloud.effects.delete_instance(instance["name"]), finish)
+    effect = call.cloud.effects.delete_instance
+    return _pass_through(call, path, instance, "STOPPING", lambda: effect(instance["name"]), finish)
+
+
+def _pass_through(call: Call, path: str, instance: Resource, status: str, work: Work, finish: Work) -> Resource:
+    """Starts an operation during which the machine is on its way; it goes back when the operation fails."""
+    before = instance["status"]
+    started = compute.start(call, path, work, finish, undo=lambda: instance.update(status=before))
+    instance["status"] = status
+    return started
 
 
 @serves("compute.instances.start", permission="compute.instances.start")
@@ -205,7 +215,8 @@ def _power(call: Call) -> Resource:
         instance["status"] = "TERMINATED" if stopped else "RUNNING"
         instance["lastStopTimestamp" if stopped else "lastStartTimestamp"] = now()
 
-    return compute.start(call, path, lambda: effect(instance["name"]), finish)
+    status = {"start": "STAGING", "stop": "STOPPING", "reset": instance["status"]}[call.verb]
+    return _pass_through(call, path, instance, status, lambda: effect(instance["name"]), finish)
 
 
 def _set(call: Call) -> Resource:

@@ -237,8 +237,9 @@ def _ranges(call: Call, project: str, network: str) -> list[str]:
 )
 def _connections(call: Call) -> Resource:
     _, network = _consumer(call)
-    # The service `-` stands for every service.
-    found = [item for _, item in call.state.under(f"servicenetworking/{network}/")]
+    # One that is being made is not listed yet. The service `-` stands for every service.
+    kept = call.state.under(f"servicenetworking/{network}/")
+    found = [item for name, item in kept if not call.cloud.operations.being_created(name)]
     found = [item for item in found if call.name in ("services/-", item["service"])]
     return {"connections": [_shown(call, item) for item in found]} if found else {}
 

@@ -119,14 +119,7 @@ def _start(
 ) -> Resource:
     """Starts an operation on an instance; only one at a time runs there, as on the real cloud."""
     target = f"sql/projects/{call.parameters['project']}/instances/{instance}"
-    if call.cloud.operations.busy(target):
-        raise ApiError(
-            409,
-            "Operation failed because another operation was already in progress. Try your request after the current "
-            "operation is complete.",
-            reason="operationInProgress",
-            status="ABORTED",
-        )
+    _check_idle(call, target)
     name = str(uuid.uuid4())
     own = f"projects/{call.parameters['project']}/operations/{name}"
     body = {
@@ -144,6 +137,17 @@ def _start(
     return call.cloud.operations.start(
         f"sql/{own}", "sql", body, target=target, work=work, finish=finish, creates=creates, fault=call.fault
     )
+
+
+def _check_idle(call: Call, target: str) -> None:
+    if call.cloud.operations.busy(target):
+        raise ApiError(
+            409,
+            "Operation failed because another operation was already in progress. Try your request after the current "
+            "operation is complete.",
+            reason="operationInProgress",
+            status="ABORTED",
+        )
 
 
 @serves("sql.operations.get", permission="cloudsql.instances.get")
@@ -169,7 +173,12 @@ def _operations(call: Call) -> Resource:
 
 @serves("sql.instances.insert", permission="cloudsql.instances.create")
 def _insert(call: Call) -> Resource:
-    project, body = call.parameters["project"], call.body or {}
+    return _make(call, call.body or {}, "CREATE", {})
+
+
+def _make(call: Call, body: Resource, operation: str, content: Resource) -> Resource:
+    """Makes an instance; `content` is what a clone has from its source, see `_content`."""
+    project = call.parameters["project"]
     name = body.get("name", "")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,96}[a-z0-9])?", name):
         raise _bad(f"Invalid instance name ({name}): lower-case letters, digits and dashes, beginning with a letter.")
@@ -220,12 +229,13 @@ def _insert(call: Call) -> Resource:
         **{f"{key}/databases/{name}": _database(engine, owned, {"name": name}) for name in engine.databases},
         f"{key}/users/{_user_key(engine.administrator, engine.host)}": administrator,
     }
+    children |= {f"{key}/{path}": {**child, **owned} for path, child in content.items()}
     call.state.resources |= {key: instance, **children}
 
     def finish() -> None:
         instance["state"] = "RUNNABLE"
 
-    return _start(call, "CREATE", name, lambda: _apply(call, instance), finish, (key, *children))
+    return _start(call, operation, name, lambda: _apply(call, instance), finish, (key, *children))
 
 
 def _apply(call: Call, instance: Resource) -> None:
@@ -589,3 +599,163 @@ def _ephemeral_certificate(call: Call) -> Resource:
     except ValueError as error:
         raise _bad(f"Provided public key was in an invalid or unsupported format. {error}") from error
     return {"ephemeralCert": _described(pem, instance["name"])}
+
+
+def _content(call: Call) -> Resource:
+    """Return the databases and users of an instance, by their path in it: all that is known of its data."""
+    prefix = f"sql/{_name(call)}/"
+    return {
+        name.removeprefix(prefix): item
+        for kind in ("databases", "users")
+        for name, item in call.state.under(f"{prefix}{kind}/")
+    }
+
+
+def _need_ready(call: Call) -> Resource:
+    """Return an instance whose data can be copied; `ApiError` 501 where a real server holds data, for nothing would be.
+
+    Without containers there is no data, and the names of databases and users are all that a copy holds.
+    """
+    instance = _need(call)
+    if call.cloud.effects.holds_data:
+        raise ApiError(501, f"The emulated cloud copies no data: it has no {call.method.id} where databases are real.")
+    if instance["state"] != "RUNNABLE":
+        raise ApiError(400, "The instance is not running.", reason="invalidState")
+    return instance
+
+
+@serves("sql.backupRuns.insert", permission="cloudsql.backupRuns.create")
+def _back_up(call: Call) -> Resource:
+    instance, identity = _need_ready(call), call.state.new_id()
+    own = f"{_name(call)}/backupRuns/{identity}"
+    continent = instance["region"].partition("-")[0]
+    run = {
+        "kind": "sql#backupRun",
+        "id": identity,
+        "instance": instance["name"],
+        "type": "ON_DEMAND",
+        "backupKind": "SNAPSHOT",
+        "databaseVersion": instance["databaseVersion"],
+        # Kept in the nearest multi-region where nothing else is asked for.
+        "location": instance["settings"]["backupConfiguration"].get("location", continent.replace("europe", "eu")),
+        "enqueuedTime": now(),
+        "startTime": now(),
+        "selfLink": _ROOT + own,
+        "_disk": int(instance["settings"]["dataDiskSizeGb"]),
+        "_content": _content(call),
+    }
+    if (call.body or {}).get("description"):
+        run["description"] = call.body["description"]
+    call.state.resources[f"sql/{own}"] = run
+    operation = _start(call, "BACKUP_VOLUME", instance["name"])
+    run["_operation"] = operation["selfLink"].removeprefix(_ROOT)
+    context = {"kind": "sql#backupContext", "backupId": identity}
+    call.state.operations[f"sql/{run['_operation']}"]["body"]["backupContext"] = context
+    return operation | {"backupContext": context}
+
+
+def _backup_run(call: Call, run: Resource) -> Resource:
+    """Return a backup run as the API shows it: what became of it is told by its operation."""
+    operation = call.state.operations[f"sql/{run['_operation']}"]["body"]
+    if operation["status"] != "DONE":
+        return {**public(run), "status": "RUNNING"}
+    ended = {**public(run), "endTime": operation["endTime"]}
+    if "error" in operation:
+        return {**ended, "status": "FAILED", "error": operation["error"]["errors"][0]}
+    return {**ended, "status": "SUCCESSFUL"}
+
+
+@serves("sql.backupRuns.list", permission="cloudsql.backupRuns.list")
+def _list_backups(call: Call) -> Resource:
+    _need(call)
+    found = [_backup_run(call, run) for _, run in call.state.under(f"sql/{_name(call)}/backupRuns/")]
+    newest = sorted(found, key=lambda run: (run["enqueuedTime"], run["id"]), reverse=True)
+    return {"kind": "sql#backupRunsList", **call.page(newest)}
+
+
+def _need_backup(call: Call, instance: str, identity: object) -> tuple[str, Resource]:
+    key = f"sql/projects/{call.parameters['project']}/instances/{instance}/backupRuns/{identity}"
+    run = call.state.resources.get(key)
+    if run is None:
+        raise ApiError(404, "The Backup Run does not exist.", reason="backupRunDoesNotExist")
+    return key, run
+
+
+@serves("sql.backupRuns.get", permission="cloudsql.backupRuns.get")
+def _get_backup(call: Call) -> Resource:
+    return _backup_run(call, _need_backup(call, _need(call)["name"], call.parameters["id"])[1])
+
+
+@serves("sql.backupRuns.delete", permission="cloudsql.backupRuns.delete")
+def _delete_backup(call: Call) -> Resource:
+    instance = _need(call)["name"]
+    key, run = _need_backup(call, instance, call.parameters["id"])
+    if _backup_run(call, run)["status"] == "RUNNING":
+        raise _bad("The backup run has not ended.")
+
+    def finish() -> None:
+        call.state.resources.pop(key, None)
+
+    return _start(call, "DELETE_BACKUP", instance, finish=finish)
+
+
+@serves("sql.instances.restoreBackup", permission="cloudsql.instances.restoreBackup")
+def _restore(call: Call) -> Resource:
+    instance, body = _need_ready(call), call.body or {}
+    context = body.get("restoreBackupContext") or {}
+    if set(body) - {"restoreBackupContext"} or context.get("project", instance["project"]) != instance["project"]:
+        raise ApiError(501, "The emulated cloud restores by restoreBackupContext alone, within a project.")
+    if not context.get("backupRunId") or not context.get("instanceId"):
+        raise _bad("Missing parameter: backupRunId and instanceId.")
+    _, run = _need_backup(call, context["instanceId"], context["backupRunId"])
+    if _backup_run(call, run)["status"] != "SUCCESSFUL":
+        raise _bad("The backup run did not succeed.")
+    if run["databaseVersion"] != instance["databaseVersion"]:
+        raise _bad("The backup is of another database version.")
+    if run["_disk"] > int(instance["settings"]["dataDiskSizeGb"]):
+        raise _bad("The disk is smaller than that of the backup's instance.")
+    prefix, owned = f"sql/{_name(call)}/", {"instance": instance["name"]}
+
+    def finish() -> None:
+        for path in _content(call):
+            del call.state.resources[prefix + path]
+        call.state.resources |= {prefix + path: {**child, **owned} for path, child in run["_content"].items()}
+
+    return _start(call, "RESTORE_VOLUME", instance["name"], finish=finish)
+
+
+@serves("sql.instances.clone", permission="cloudsql.instances.clone")
+def _clone(call: Call) -> Resource:
+    instance, context = _need_ready(call), (call.body or {}).get("cloneContext") or {}
+    if set(context) - {"destinationInstanceName", "pointInTime", "kind"}:
+        raise ApiError(501, "Of a clone, the emulated cloud has its name and a point in time.")
+    recovery = instance["settings"]["backupConfiguration"].get("pointInTimeRecoveryEnabled")
+    if context.get("pointInTime") and not recovery:
+        raise _bad("Point-in-time recovery is not enabled.")
+    _check_idle(call, f"sql/{_name(call)}")
+    body = {field: instance[field] for field in ("databaseVersion", "region", "settings")}
+    return _make(call, {**body, "name": context.get("destinationInstanceName", "")}, "CLONE", _content(call))
+
+
+@serves("sql.instances.failover", permission="cloudsql.instances.failover")
+def _fail_over(call: Call) -> Resource:
+    """Swaps the zones of an instance with a standby; a real server restarts in its place.
+
+    https://cloud.google.com/sql/docs/postgres/high-availability
+    """
+    instance, settings = _need(call), _need(call)["settings"]
+    version = ((call.body or {}).get("failoverContext") or {}).get("settingsVersion")
+    if settings["availabilityType"] != "REGIONAL":
+        raise _bad("The instance is not configured for high availability.")
+    if version and str(version) != settings["settingsVersion"]:
+        raise ApiError(412, "Condition does not match: settingsVersion is stale.", reason="staleData")
+    zones = [f"{instance['region']}-{letter}" for letter in ZONES[instance["region"]]]
+    before = instance["gceZone"]
+    wanted = [instance.get("secondaryGceZone"), settings["locationPreference"].get("secondaryZone"), *zones]
+    standby = next(zone for zone in wanted if zone and zone != before)
+
+    def finish() -> None:
+        instance.update(gceZone=standby, secondaryGceZone=before)
+
+    name = instance["name"]
+    return _start(call, "FAILOVER", name, lambda: call.cloud.effects.restart_sql_instance(name), finish)

@@ -159,11 +159,12 @@ PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def validate(node: Node, value: Any, path: str, problems: list[str]) -> Any:
+def validate(node: Node, value: Any, path: str, problems: list[str], *, allow_outputs: bool = False) -> Any:
     """Check a value against its schema and return it as it goes over the wire.
 
     Problems are appended to the list, each with the path of the field and what to write instead.
-    64-bit integers travel as strings; null is an unset field and always allowed.
+    64-bit integers travel as strings; null is an unset field and always allowed. `allow_outputs` is for values that
+    are compared only.
     """
     if value is None or node.type == "any":
         return value
@@ -177,26 +178,27 @@ def validate(node: Node, value: Any, path: str, problems: list[str]) -> Any:
         problems.append(f"{path}: {value!r} is not of the type {node.type}{hint}")
         return value
     if isinstance(value, dict):
-        return _validate_fields(node, value, path, problems)
+        return _validate_fields(node, value, path, problems, allow_outputs)
     if isinstance(value, list):
         return [
-            validate(_with_pattern(node), element, f"{path}[{index}]", problems) for index, element in enumerate(value)
+            validate(_with_pattern(node), element, f"{path}[{index}]", problems, allow_outputs=allow_outputs)
+            for index, element in enumerate(value)
         ]
     if isinstance(value, str):
         _validate_text(node, value, path, problems)
     return value
 
 
-def _validate_fields(node: Node, value: Json, path: str, problems: list[str]) -> Json:
+def _validate_fields(node: Node, value: Json, path: str, problems: list[str], allow_outputs: bool) -> Json:
     encoded = {}
     for key, content in value.items():
         where = f"{path}.{key}" if path else key
         if key not in node.fields and not node.is_map:
             problems.append(f"{where}: no such field{_nearest(key, node.fields)}")
-        elif node.child(key).is_output:
+        elif node.child(key).is_output and not allow_outputs:
             problems.append(f"{where}: is set by Google, leave it out")
         else:
-            encoded[key] = validate(node.child(key), content, where, problems)
+            encoded[key] = validate(node.child(key), content, where, problems, allow_outputs=allow_outputs)
     return encoded
 
 

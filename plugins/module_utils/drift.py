@@ -63,6 +63,12 @@ def mask(value: Any) -> Any:
     return [mask(element) for element in value] if isinstance(value, list) else value
 
 
+def masked(difference: Difference) -> Difference:
+    """Return the difference with secrets replaced, be it a secret field itself or something that has one."""
+    key = difference.field.rsplit(".", 1)[-1]
+    return Difference(difference.field, *(mask({key: side})[key] for side in difference[1:]))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How resources of one kind in one project are compared."""
@@ -127,7 +133,7 @@ class Comparison:
                 for index, (left, right) in enumerate(zip(wanted, actual, strict=True)):
                     found += self._compare(left, right, node.items, f"{name}[{index}]", path)
                 return found
-        elif self._same_scalar(wanted, actual, path):
+        elif self._same_scalar(wanted, actual, node, path):
             return []
         if self._canonical(wanted, node, path) == self._canonical(actual, node, path):
             return []
@@ -147,9 +153,11 @@ class Comparison:
                 found.append(Difference(where, before.get(value), after.get(value)))
         return found
 
-    def _same_scalar(self, wanted: Any, actual: Any, path: str) -> bool:
+    def _same_scalar(self, wanted: Any, actual: Any, node: Node, path: str) -> bool:
         if actual is None or wanted is None:
-            return not wanted and not actual
+            # A 64-bit zero is text.
+            is_number = node.format in {"int64", "uint64"}
+            return all(not side or (is_number and str(side) == "0") for side in (wanted, actual))
         if path in self.rules.minimums:
             return int(actual) >= int(wanted)
         return False
@@ -189,13 +197,15 @@ class Comparison:
                 else:
                     merged[key] = self._merge(content, merged.get(key), node.child(key), child_path)
             return merged
-        if isinstance(wanted, list) and isinstance(actual, list):
+        if isinstance(wanted, list):
+            beside: list[Any] = [None] * len(wanted)
             key = self.rules.keyed.get(path)
             if key:
-                before = {element.get(key): element for element in actual}
-                return [self._merge(element, before.get(element.get(key)), node.items, path) for element in wanted]
-            if path in self.rules.positional and len(wanted) == len(actual):
-                return [self._merge(left, right, node.items, path) for left, right in zip(wanted, actual, strict=True)]
+                before = {element.get(key): element for element in actual or []}
+                beside = [before.get(element.get(key)) for element in wanted]
+            elif path in self.rules.positional and len(wanted) == len(actual or []):
+                beside = actual or []
+            return [self._merge(left, right, node.items, path) for left, right in zip(wanted, beside, strict=True)]
         if path in self.rules.minimums and actual is not None:
             return max(wanted, actual, key=int)
         return wanted

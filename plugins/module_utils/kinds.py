@@ -169,7 +169,7 @@ KINDS: dict[str, Kind] = {
             "shieldedInstanceIntegrityPolicy": Setter("setShieldedInstanceIntegrityPolicy", "value"),
         },
         state_field="status",
-        passing_states=_fields("PROVISIONING", "STAGING"),
+        passing_states=_fields("PROVISIONING", "STAGING", "STOPPING", "DEPROVISIONING"),
         protection="deletionProtection",
         address_links=_fields("networkInterfaces.accessConfigs.natIP"),
         rules=Rules(
@@ -388,4 +388,36 @@ KINDS: dict[str, Kind] = {
         body_identity={},
         update=None,
     ),
+}
+
+# What comes by actions or by itself: it is read, and never brought to a shape.
+READABLE: dict[str, Kind] = {
+    "sqladmin.backupRuns": Kind(
+        api="sqladmin.v1",
+        collection="backupRuns",
+        schema="BackupRun",
+        parent="instance",
+        body_identity={},
+        update=None,
+        state_field="status",
+    ),
+    "compute.disks": Kind(
+        api="compute.v1",
+        collection="disks",
+        schema="Disk",
+        update=None,
+        state_field="status",
+        passing_states=_fields("CREATING", "RESTORING", "DELETING"),
+        failed_states=_fields("FAILED"),
+    ),
+    "compute.snapshots": Kind(
+        api="compute.v1",
+        collection="snapshots",
+        schema="Snapshot",
+        update=None,
+        state_field="status",
+        passing_states=_fields("CREATING", "UPLOADING", "DELETING"),
+        failed_states=_fields("FAILED"),
+    ),
+    **KINDS,
 }

@@ -21,6 +21,8 @@ def run(module: AnsibleModule, work: Callable[[Session], Json]) -> None:
     """Do the work in a session and end the module with its result, or with the message of its failure."""
     if MISSING_LIBRARY:
         module.fail_json(msg=missing_required_lib(MISSING_LIBRARY))
+    warnings: list[str] = []
+    failure: CloudError | None = None
     result: Json = {}
     try:
         cloud = Session(
@@ -28,13 +30,15 @@ def run(module: AnsibleModule, work: Callable[[Session], Json]) -> None:
             check_mode=module.check_mode,
             timeout_seconds=module.params.get("timeout_seconds", 600),
         )
+        warnings = cloud.warnings
         result = work(cloud)
-    except PartialError as error:
-        module.fail_json(msg=str(error), **error.result)
     except CloudError as error:
-        module.fail_json(msg=str(error))
-    for warning in dict.fromkeys(cloud.warnings):
+        failure = error
+    # A failure may have its cause in what was warned of.
+    for warning in dict.fromkeys(warnings):
         module.warn(warning)
+    if failure:
+        module.fail_json(msg=str(failure), **(failure.result if isinstance(failure, PartialError) else {}))
     module.exit_json(**result)
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError, Session
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import ApiError, CloudError, Session
 
 
-def wait(cloud: Session, api: str, operation: Json, purpose: str) -> None:
-    """Return when the operation is done; raise CloudError with Google's message when it failed or takes too long.
+class OperationError(CloudError):
+    """An operation that ended in failure."""
 
+
+def wait(cloud: Session, api: str, operation: Json, purpose: str) -> Json:
+    """Return the operation once it is done.
+
+    Raises OperationError with Google's message when it failed, CloudError when it takes too long.
     `operation` is the answer to the request that began it.
     """
     deadline = cloud.clock() + cloud.timeout_seconds
@@ -27,7 +32,46 @@ def wait(cloud: Session, api: str, operation: Json, purpose: str) -> None:
         operation = _read(cloud, api, operation, f"{purpose}, waiting")
     problems = list(_errors(operation))
     if problems:
-        raise CloudError(f"{purpose}: {'; '.join(problems)}")
+        raise OperationError(f"{purpose}: {'; '.join(problems)}")
+    return operation
+
+
+def settle(cloud: Session, instance: str, purpose: str) -> bool:
+    """Wait for what is under way on a Cloud SQL instance, begun by an earlier run or by somebody else.
+
+    Return whether anything was. An operation that fails is told as a warning: this run goes on to its own work.
+    Raises CloudError when one takes too long.
+    """
+    running = [operation for operation in _of_instance(cloud, instance) if not _is_done(operation)]
+    for operation in reversed(running):
+        kind = operation.get("operationType", "operation")
+        try:
+            wait(cloud, "sqladmin.v1", operation, f"{purpose}, waiting for the {kind} begun before")
+        except OperationError as error:
+            cloud.warnings.append(str(error))
+    return bool(running)
+
+
+def last_failure(cloud: Session, instance: str) -> str:
+    """Return Google's message when the latest operation on a Cloud SQL instance failed, else nothing."""
+    try:
+        latest = _of_instance(cloud, instance)[:1]
+    except ApiError:
+        # An instance that is gone may have taken its operations along; they only explain.
+        return ""
+    return "; ".join(problem for operation in latest for problem in _errors(operation))
+
+
+def _of_instance(cloud: Session, instance: str) -> list[Json]:
+    """Return the latest operations of a Cloud SQL instance, newest first.
+
+    https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1/operations/list
+    """
+    listing = method("sqladmin.v1", "operations", "list")
+    purpose = f"Listing the operations of Cloud SQL instance {instance}"
+    answer = cloud.call(listing, {"project": cloud.project}, purpose, None, {"instance": instance, "maxResults": 50})
+    found: list[Json] = answer.get("items", [])
+    return found
 
 
 def _is_done(operation: Json) -> bool:

@@ -23,9 +23,10 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import (
     Comparison,
     Difference,
     mask,
+    masked,
     normalise_link,
 )
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, PARENT_LINKS, Setter
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import PARENT_LINKS, READABLE, Setter
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     THREADS,
     AmbiguousError,
@@ -36,7 +37,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
 
 KNOWN_AFTER = "(known after create)"
 # How often a change is made anew after somebody else was faster or no answer came.
-ATTEMPTS = 5
+ATTEMPTS = 7
 # A new service account or secret may be unknown to the next read for this long.
 VISIBILITY_SECONDS = 60.0
 # Label that carries our name of what Google names itself.
@@ -78,7 +79,7 @@ class Resource:
     def __init__(self, cloud: Session, wanted: Wanted) -> None:
         self.cloud = cloud
         self.wanted = wanted
-        self.kind = KINDS[wanted.kind]
+        self.kind = READABLE[wanted.kind]
         self.node = Node.of(self.kind.api, self.kind.schema)
         self.compare = Comparison(self.node, self.kind.rules, cloud.project)
         self.title = f"{wanted.kind} {wanted.name}"
@@ -156,7 +157,7 @@ class Resource:
     def _validated(self, body: Json, *, is_sensitive: bool) -> Json:
         problems: list[str] = []
         validated: Json = validate(self.node, body, "", problems)
-        for path in _secret_paths(validated):
+        for path in secret_paths(validated):
             if not is_sensitive:
                 problems.append(f"{path}: is a secret, move it to sensitive_body, which is never logged")
         if is_sensitive:
@@ -193,11 +194,16 @@ class Resource:
         In check mode it does not exist either while its service is not enabled.
         """
         deadline = self.cloud.clock() + self.cloud.timeout_seconds
+        state = None
         for pause in self.cloud.pauses(1.0):
             actual = self._read_now()
+            if actual is None and state and (reason := self._why()):
+                self.cloud.warnings.append(f"{self.title}: was {state} and is gone{reason}")
             state = (actual or {}).get(self.kind.state_field)
             if state in self.kind.failed_states:
-                raise CloudError(f"{self.title}: is in the state {state} for good: delete it, then run again")
+                raise CloudError(
+                    f"{self.title}: is in the state {state} for good{self._why()}: delete it, then run again"
+                )
             if state not in self.kind.passing_states or self.cloud.check_mode:
                 return actual
             if self.cloud.clock() > deadline:
@@ -209,22 +215,36 @@ class Resource:
         try:
             return self.fetch(f"Reading {self.title}")
         except ApiError as error:
-            if error.status == 404:
-                return None
-            if error.service_disabled and self.cloud.check_mode:
-                self.cloud.warnings.append(f"{error.service} is not enabled: what it keeps counts as absent")
-                return None
-            if error.status == 403 and self.kind.api == "sqladmin.v1" and not self._sql_instance_exists():
+            if self.means_absent(error):
                 return None
             raise
+
+    def means_absent(self, error: ApiError) -> bool:
+        """Whether a refusal to read it says no more than that it does not exist."""
+        if error.service_disabled and self.cloud.check_mode:
+            self.cloud.warnings.append(f"{error.service} is not enabled: what it keeps counts as absent")
+            return True
+        return error.status == 404 or (
+            error.status == 403 and self.sql_instance is not None and not self._sql_instance_exists()
+        )
 
     def fetch(self, purpose: str) -> Json | None:
         """Return the resource; ApiError with status 404 or None when it does not exist."""
         return self.cloud.call(self.method("get"), self.parameters("get"), purpose)
 
+    @property
+    def sql_instance(self) -> str | None:
+        """Name of the Cloud SQL instance that it is or belongs to, None for any other kind."""
+        return (self.wanted.parent or self.wanted.name) if self.kind.api == "sqladmin.v1" else None
+
+    def _why(self) -> str:
+        """Return why a Cloud SQL instance came to nothing, for its state does not tell, or an empty text."""
+        reason = operations.last_failure(self.cloud, self.sql_instance) if self.sql_instance else ""
+        return f" ({reason})" if reason else ""
+
     def _sql_instance_exists(self) -> bool:
         """Cloud SQL answers 403 for an instance that does not exist: the list tells."""
-        name = self.wanted.parent or self.wanted.name
+        name = self.sql_instance
         listing = method("sqladmin.v1", "instances", "list")
         instances = self.cloud.call(listing, {"project": self.cloud.project}, f"Looking for Cloud SQL instance {name}")
         return any(instance["name"] == name for instance in instances.get("items", []))
@@ -243,13 +263,13 @@ class Resource:
         body = self._resolved(self.stated_body(actual), lookup, "")
         if actual is None:
             after = self.compare.merged({**self.kind.create_defaults, **body}, {})
-            shown = [Difference(key, None, mask(value)) for key, value in after.items()]
+            shown = [masked(Difference(key, None, value)) for key, value in after.items()]
             return Plan("create", shown or [Difference("state", "absent", "present")], body, after)
         differences = self.compare.differences(body, actual)
         self._raise_if_immutable(differences)
         return Plan(
             "update" if differences else "none",
-            [Difference(name, mask(before), mask(after)) for name, before, after in differences],
+            [masked(difference) for difference in differences],
             body,
             self.compare.merged(self.compare.readable(body), actual),
         )
@@ -287,7 +307,7 @@ class Resource:
         raise CloudError(f"{self.title}: the address {link} does not exist, create it first")
 
     def _raise_if_immutable(self, differences: list[Difference]) -> None:
-        fixed = [difference for difference in differences if self._is_immutable(_path(difference.field))]
+        fixed = [masked(difference) for difference in differences if self._is_immutable(_path(difference.field))]
         if fixed:
             fields = "; ".join(f"{one.field} is {_shown(one.before)}, wanted {_shown(one.after)}" for one in fixed)
             raise CloudError(
@@ -306,7 +326,8 @@ class Resource:
     def ensure(self, actual: Json | None, lookup: Lookup) -> tuple[Plan, Json | None]:
         """Bring the resource to the wanted state; return what was done and the resource afterwards.
 
-        After a conflict, or a request without an answer, the resource is read and compared again.
+        After a conflict, or a request without an answer, the resource is read and compared again, so that what an
+        interrupted run left under way is waited for and not begun a second time.
         """
         first = plan = self.plan(actual, lookup)
         if first.action == "none" or self.cloud.check_mode:
@@ -325,6 +346,8 @@ class Resource:
                     raise
                 if attempt >= ATTEMPTS or self.cloud.clock() > deadline:
                     raise
+            if is_busy and self.sql_instance:
+                operations.settle(self.cloud, self.sql_instance, f"Changing {self.title}")
             self.cloud.sleep(min(pause, 10.0))
             actual = self.read()
             plan = self.plan(actual, lookup)
@@ -676,7 +699,7 @@ SPECIAL = {
 
 def resource_of(cloud: Session, wanted: Wanted) -> Resource:
     """Return the resource with the behaviour of its kind."""
-    usual = Labelled if KINDS[wanted.kind].name_label_in else Resource
+    usual = Labelled if READABLE[wanted.kind].name_label_in else Resource
     return SPECIAL.get(wanted.kind, usual)(cloud, wanted)
 
 
@@ -713,20 +736,21 @@ def _all(resource: Resource) -> Iterator[Json]:
         query["pageToken"] = answer["nextPageToken"]
 
 
-def _secret_paths(value: Any, path: str = "") -> Iterator[str]:
+def secret_paths(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of every field that holds a secret."""
     if isinstance(value, dict):
         for key, content in value.items():
             where = f"{path}.{key}" if path else key
             if SECRET_FIELD.search(key) and content is not None and not isinstance(content, dict):
                 yield where
-            yield from _secret_paths(content, where)
+            yield from secret_paths(content, where)
     elif isinstance(value, list):
         for element in value:
-            yield from _secret_paths(element, path)
+            yield from secret_paths(element, path)
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(mask(value))
+    return json.dumps(value)
 
 
 def _at(value: Any, path: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import importlib.util
 import random
 import threading
@@ -30,6 +31,8 @@ SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 CONNECT_AND_READ_SECONDS = (10, 180)
 ATTEMPTS = 7
 LONGEST_PAUSE_SECONDS = 30.0
+# What Google may ask for at most by Retry-After.
+LONGEST_ASKED_PAUSE_SECONDS = 120.0
 # A newly enabled service is turned away for up to this long.
 SERVICE_PROPAGATION_SECONDS = 180.0
 THREADS = 8
@@ -58,8 +61,11 @@ class ApiError(CloudError):
 
     @property
     def conflict(self) -> bool:
-        """Whether somebody else was faster: the resource has to be read again."""
-        return self.status in {409, 412} or self.reason == "resourceNotReady"
+        """Whether somebody else was faster: the resource has to be read again.
+
+        A connection for private services that exists, or is being made, is refused with a pointer to its update.
+        """
+        return self.status in {409, 412} or self.busy or "use UpdateConnection" in self.message
 
     @property
     def busy(self) -> bool:
@@ -183,9 +189,11 @@ class Session:
     def _attempt(self, called: Method, url: str, purpose: str, body: Any, query: Mapping[str, Any]) -> Json:
         """Send until there is an answer that is not a passing failure."""
         problem: CloudError = CloudError(purpose)
+        asked = 0.0
         for attempt, pause in zip(range(ATTEMPTS), self.pauses(), strict=False):
             if attempt:
-                self.sleep(pause)
+                self.sleep(max(pause, asked))
+            asked = 0.0
             try:
                 response = self._transport.request(
                     called.verb, url, params=query, json=body, timeout=CONNECT_AND_READ_SECONDS
@@ -210,7 +218,7 @@ class Session:
                 raise AmbiguousError(str(refusal))
             if response.status_code != 429 and response.status_code not in PASSING_STATUSES:
                 raise refusal
-            problem = refusal
+            problem, asked = refusal, _asked_pause(response)
         raise problem
 
     def _raise_unless_enabled(self, error: ApiError) -> None:
@@ -241,6 +249,19 @@ class Session:
             project = self.call(get, {"projectId": self.project}, f"Reading the number of project {self.project}")
             self._project_number = str(project["projectNumber"])
         return self._project_number
+
+
+def _asked_pause(response: Any) -> float:
+    """Return how many seconds to wait by Retry-After, in seconds or a date; 0 when it does not say.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+    """
+    text = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(text) if text.isdigit() else email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_ASKED_PAUSE_SECONDS)
 
 
 def _refusal(response: Any, purpose: str) -> ApiError:

@@ -127,7 +127,9 @@ class Users:
                     raise
                 if attempt >= ATTEMPTS or self.cloud.clock() > deadline:
                     raise
-            self.cloud.sleep(pause)
+            if is_busy:
+                operations.settle(self.cloud, self.instance, f"Changing user {wanted['name']} of {self.instance}")
+            self.cloud.sleep(min(pause, 10.0))
             plan = plan_user(wanted, self.read().get(wanted["name"]))
         return first
 

@@ -15,7 +15,12 @@ from typing import Any
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError, Session, credentials_for
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    ApiError,
+    CloudError,
+    Session,
+    credentials_for,
+)
 
 try:
     import requests
@@ -28,7 +33,7 @@ except ImportError:
 
 # https://cloud.google.com/compute/docs/instances/instance-lifecycle
 RUNNING, STOPPED = "RUNNING", frozenset({"TERMINATED", "STOPPED"})
-PASSING = frozenset({"PROVISIONING", "STAGING", "STOPPING", "REPAIRING"})
+PASSING = frozenset({"PROVISIONING", "STAGING", "STOPPING", "DEPROVISIONING", "REPAIRING"})
 RETRY_SECONDS = 120.0
 
 
@@ -56,7 +61,10 @@ class Vm:
         # A repeated request has the same requestId: Google carries it out once.
         self._retry = retry.Retry(
             predicate=retry.if_exception_type(
-                exceptions.TooManyRequests, exceptions.ServerError, requests.exceptions.ConnectionError
+                exceptions.TooManyRequests,
+                exceptions.ServerError,
+                requests.exceptions.ConnectionError,
+                requests.exceptions.Timeout,
             ),
             timeout=RETRY_SECONDS,
         )
@@ -65,30 +73,47 @@ class Vm:
         """Bring the machine to the wanted size and let it run.
 
         Return what differed, and the machine type it has now: in check mode the present one, and the wanted one
-        while there is no machine.
+        while there is no machine. What an interrupted run left under way ends first, then the machine is read again.
         """
-        actual = self._settled()
-        if actual is None:
-            return [], self.wanted.machine_type
-        present = actual.machine_type.rsplit("/", 1)[-1]
-        boot = next(disk for disk in actual.disks if disk.boot)
-        found = []
+        first: list[Difference] | None = None
+        deadline = self.cloud.clock() + self.cloud.timeout_seconds
+        for pause in self.cloud.pauses(1.0):
+            actual = self._settled()
+            if actual is None:
+                return [], self.wanted.machine_type
+            present = actual.machine_type.rsplit("/", 1)[-1]
+            found = self._differences(actual, present)
+            first = found if first is None else first
+            self._raise_if_refused(actual.status, present)
+            if self.cloud.check_mode:
+                return found, present
+            try:
+                self._bring(actual, present)
+                return first, self.wanted.machine_type
+            except ApiError as error:
+                if not error.busy or self.cloud.clock() > deadline:
+                    raise
+            self.cloud.sleep(min(pause, 10.0))
+        raise AssertionError("pauses never end")
+
+    def _differences(self, actual: Any, present: str) -> list[Difference]:
+        size, found = _boot_disk(actual).disk_size_gb, []
         if present != self.wanted.machine_type:
             found.append(Difference("machineType", present, self.wanted.machine_type))
-        if boot.disk_size_gb < self.wanted.disk_size_gib:
-            found.append(Difference("disks[0].diskSizeGb", boot.disk_size_gb, self.wanted.disk_size_gib))
+        if size < self.wanted.disk_size_gib:
+            found.append(Difference("disks[0].diskSizeGb", size, self.wanted.disk_size_gib))
         if actual.status != RUNNING:
             found.append(Difference("status", actual.status, RUNNING))
-        self._raise_if_refused(actual.status, present)
-        if self.cloud.check_mode:
-            return found, present
+        return found
+
+    def _bring(self, actual: Any, present: str) -> None:
+        boot = _boot_disk(actual)
         if boot.disk_size_gb < self.wanted.disk_size_gib:
             self._resize(boot.source.rsplit("/", 1)[-1])
         if present != self.wanted.machine_type:
             self._change_type(actual.status)
         if present != self.wanted.machine_type or actual.status != RUNNING:
             self._start(present)
-        return found, self.wanted.machine_type
 
     def _raise_if_refused(self, status: str, present: str) -> None:
         if status not in {RUNNING, *STOPPED}:
@@ -116,10 +141,8 @@ class Vm:
         purpose = f"Reading {self.title}"
         try:
             return self._call(purpose, self._instances.get, compute_v1.GetInstanceRequest(**self._instance))
-        except CloudError as error:
-            cause = error.__cause__
-            is_disabled = isinstance(cause, exceptions.Forbidden) and "accessNotConfigured" in str(cause.errors)
-            if isinstance(cause, exceptions.NotFound) or (is_disabled and self.cloud.check_mode):
+        except ApiError as error:
+            if error.status == 404 or (error.service_disabled and self.cloud.check_mode):
                 return None
             raise
 
@@ -136,7 +159,12 @@ class Vm:
             request_id=str(uuid.uuid4()),
             disks_resize_request_resource=size,
         )
-        self._change(f"Resizing the disk of {self.title}", self._disks.resize, request)
+        try:
+            self._change(f"Resizing the disk of {self.title}", self._disks.resize, request)
+        except ApiError as error:
+            # A resize that an interrupted run began may have ended since the machine was read.
+            if error.status != 400 or _boot_disk(self._read()).disk_size_gb < self.wanted.disk_size_gib:
+                raise
         self.cloud.warnings.append(f"{self.title}: its file system takes the new space of the disk at the next boot")
 
     def _change_type(self, status: str) -> None:
@@ -156,6 +184,8 @@ class Vm:
         try:
             self._change(f"Starting {self.title}", self._instances.start, request)
         except CloudError as error:
+            if isinstance(error, ApiError) and error.busy:
+                raise
             fix = f"it is stopped: run again, or state another type; before this run it was {before}"
             raise CloudError(f"{error}; {fix}") from error
 
@@ -177,9 +207,14 @@ class Vm:
             # Of an operation that failed, the status line says nothing.
             failed = getattr(error.response, "error", None)
             words = "; ".join(f"{one.message} ({one.code})" for one in failed.errors) if failed else error.message
-            raise CloudError(f"{purpose}: {words} (HTTP {error.code})") from error
+            reason = next((str(one.get("reason", "")) for one in error.errors or [] if isinstance(one, dict)), "")
+            raise ApiError(purpose, error.code or 0, reason, words) from error
         except requests.exceptions.RequestException as error:
             raise CloudError(f"{purpose}: no answer from compute.googleapis.com ({error})") from error
+
+
+def _boot_disk(machine: Any) -> Any:
+    return next(disk for disk in machine.disks if disk.boot)
 
 
 def ensure_vm(cloud: Session, wanted: WantedVm) -> Json:

@@ -21,11 +21,13 @@ options:
     choices:
       - bigquery.datasets
       - compute.addresses
+      - compute.disks
       - compute.firewalls
       - compute.globalAddresses
       - compute.instances
       - compute.networks
       - compute.routers
+      - compute.snapshots
       - compute.subnetworks
       - dns.resourceRecordSets
       - iam.serviceAccounts
@@ -38,6 +40,7 @@ options:
       - secretmanager.secrets
       - servicenetworking.connections
       - serviceusage.services
+      - sqladmin.backupRuns
       - sqladmin.databases
       - sqladmin.instances
       - storage.buckets
@@ -49,8 +52,8 @@ options:
     type: str
   parent:
     description:
-      - Instance of a V(sqladmin.databases), network of a V(servicenetworking.connections), zone of a
-        V(dns.resourceRecordSets).
+      - Instance of a V(sqladmin.databases) or V(sqladmin.backupRuns), network of a
+        V(servicenetworking.connections), zone of a V(dns.resourceRecordSets).
     type: str
 seealso:
   - module: mlops.mlflow_gcp.gcp_resource
@@ -79,7 +82,7 @@ resources:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import READABLE
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import find
 
@@ -89,7 +92,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "project": {"type": "str", "required": True},
-            "kind": {"type": "str", "required": True, "choices": sorted(KINDS)},
+            "kind": {"type": "str", "required": True, "choices": sorted(READABLE)},
             "name": {"type": "str"},
             "location": {"type": "str"},
             "parent": {"type": "str"},

@@ -8,7 +8,9 @@ import json
 import pathlib
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import google.auth
@@ -17,7 +19,7 @@ import requests
 from google.auth.transport.requests import AuthorizedSession
 from google.oauth2 import service_account
 
-from emulator import environment
+from emulator import environment, operations
 from emulator.effects import NoEffects
 from emulator.server import Server, Settings
 
@@ -105,6 +107,24 @@ def cloud(fresh_state: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest
                 for name in ("compute", "iam", "sqladmin", "secretmanager", "servicenetworking")
             ]
         yield running
+
+
+@pytest.fixture
+def let_go(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    """A session's sleep: operations with a delay stay pending, however slow the test, until a session waits by it."""
+    waited = threading.Event()
+
+    def hold(seconds: float) -> None:
+        if seconds:
+            waited.wait(60)
+
+    def sleep(seconds: float) -> None:
+        waited.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(operations, "time", types.SimpleNamespace(sleep=hold, time=time.time))
+    yield sleep
+    waited.set()
 
 
 @pytest.fixture

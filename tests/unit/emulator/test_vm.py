@@ -43,12 +43,6 @@ def machine(cloud: Any) -> dict[str, Any]:
     return made
 
 
-def written(cloud: Any) -> list[str]:
-    """Return the methods that changed something since the machine was made."""
-    changes = [record["method"] for record in cloud.server.log.since(0) if record["verb"] != "GET"]
-    return changes[changes.index("compute.instances.insert") + 1 :]
-
-
 def test_a_machine_of_the_wanted_size_is_left_alone(cloud: Any, machine: dict[str, Any]) -> None:
     result = ensure()
     assert (result["changed"], result["machine_type"]) == (False, "e2-standard-2")
@@ -145,3 +139,17 @@ def test_check_mode_needs_no_service(cloud: Any) -> None:
     assert ensure(check_mode=True)["changed"] is False
     with pytest.raises(CloudError, match="has not been used in project"):
         ensure()
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("method", ["compute.instances.stop", "compute.disks.resize", "compute.instances.start"])
+def test_what_a_run_gave_up_is_finished_by_the_next(cloud: Any, direct: Any, method: str) -> None:
+    wanted = {"machine_type": "e2-standard-4", "disk_size_gib": 100, "allow_stopping": True}
+    assert direct.post(f"{cloud.admin}/faults", json=[{"method": method, "delay_seconds": 3}]).ok
+    with pytest.raises(CloudError, match=r"not done after 1 s; run again later"):
+        ensure(timeout_seconds=1, **wanted)
+    assert ensure(**wanted)["machine_type"] == "e2-standard-4"
+    after = cloud.call("GET", MACHINE)
+    assert (after["machineType"].rsplit("/", 1)[-1], after["status"]) == ("e2-standard-4", "RUNNING")
+    assert cloud.call("GET", DISK)["sizeGb"] == "100"
+    assert ensure(**wanted)["changed"] is False

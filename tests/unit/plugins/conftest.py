@@ -18,6 +18,7 @@ class Response:
     url: str
     status_code: int
     body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def content(self) -> bytes:
@@ -51,6 +52,7 @@ class Fault:
     raises: Exception | None = None
     times: int = 1
     lands: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 DONE = {"name": "operation-1", "status": "DONE", "done": True}
@@ -75,7 +77,8 @@ class FakeGoogle:
                     self._answer(call)
                 if fault.raises:
                     raise fault.raises
-                return Response(url, fault.status, refusal(fault.status, fault.reason, fault.message))
+                error = refusal(fault.status, fault.reason, fault.message)
+                return Response(url, fault.status, error, fault.headers)
         status, body = self._answer(call)
         return Response(url, status, body)
 
@@ -90,6 +93,8 @@ class FakeGoogle:
                 return 200, handler(call)
         if call.path.endswith("/wait") or "/operations/" in call.path:
             return 200, DONE
+        if call.path.endswith("/operations"):
+            return 200, {}
         if call.verb == "POST":
             name = call.body.get("name") or call.query.get("secretId")
             key = f"{call.path}/{name}"

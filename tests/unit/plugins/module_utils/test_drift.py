@@ -25,6 +25,12 @@ def differences(kind: str, wanted: dict, actual: dict) -> list[Difference]:
         ("compute.networks", {}, {"mtu": 1460}),
         ("compute.networks", {"mtu": None}, {}),
         ("compute.networks", {"autoCreateSubnetworks": False}, {}),
+        ("sqladmin.instances", {"settings": {"storageAutoResizeLimit": "0"}}, {"settings": {}}),
+        (
+            "sqladmin.instances",
+            {"settings": {"storageAutoResizeLimit": None}},
+            {"settings": {"storageAutoResizeLimit": "0"}},
+        ),
         ("compute.networks", {"routingConfig": {"routingMode": None}}, {"routingConfig": {}}),
         (
             "compute.subnetworks",
@@ -166,6 +172,15 @@ def test_a_changed_keyed_list_keeps_what_was_not_stated():
     actual = {"nats": [{"name": "a", "minPortsPerVm": 32, "type": "PUBLIC"}]}
     changes = comparison("compute.routers").changes(wanted, actual)
     assert changes == {"nats": [{"name": "a", "minPortsPerVm": 64, "type": "PUBLIC"}]}
+
+
+def test_an_empty_list_is_laid_over_an_absent_one():
+    assert comparison("compute.instances").merged({"disks": []}, {}) == {"disks": []}
+
+
+def test_a_null_in_a_new_element_is_not_sent():
+    wanted = {"secondaryIpRanges": [{"rangeName": "a", "ipCidrRange": None}]}
+    assert comparison("compute.subnetworks").merged(wanted, {}) == {"secondaryIpRanges": [{"rangeName": "a"}]}
 
 
 def test_secrets_are_masked_wherever_they_are():

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Node, method, methods
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, Kind
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, PARENT_LINKS, READABLE, Kind
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Session
 
-ROWS = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+ROWS = pytest.mark.parametrize("kind", READABLE.values(), ids=READABLE)
 
 # How the kinds with a class of their own are read and ended.
 OTHER_WAYS = {"services": {"get", "disable"}, "services.connections": {"deleteConnection"}}
@@ -12,6 +14,10 @@ OTHER_WAYS = {"services": {"get", "disable"}, "services.connections": {"deleteCo
 
 def node_of(kind: Kind) -> Node:
     return Node.of(kind.api, kind.schema)
+
+
+def kind_name(kind: Kind) -> str:
+    return next(name for name, row in READABLE.items() if row is kind)
 
 
 def node_at(node: Node, path: str) -> Node:
@@ -51,7 +57,7 @@ def test_its_fields_exist(kind):
     rules = kind.rules
     paths = [*kind.immutable, *kind.setters, *kind.body_identity, *kind.create_defaults, *kind.address_links]
     paths += [*rules.keyed, *rules.sets, *rules.positional, *rules.minimums, *rules.write_only, *rules.upper_case]
-    paths += [kind.guard] if kind.guard else []
+    paths += [path for path in (kind.guard, kind.protection) if path]
     paths += [kind.state_field] if kind.passing_states | kind.failed_states else []
     for path in paths:
         node_at(node, path)
@@ -68,6 +74,45 @@ def test_its_rules_fit_the_types(kind):
         assert node_at(node, path).format == "int64", path
     for path in kind.immutable:
         assert not node_at(node, path).is_output, path
+
+
+@ROWS
+def test_what_protects_it_is_on_or_off(kind):
+    if kind.protection:
+        assert node_at(node_of(kind), kind.protection).type == "boolean"
+
+
+@ROWS
+def test_what_guards_it_changes_with_it(kind):
+    if kind.guard:
+        assert node_at(node_of(kind), kind.guard).type == "string"
+        assert kind.guard not in kind.immutable
+
+
+@ROWS
+def test_what_it_belongs_to_and_comes_after_is_known(kind):
+    assert kind.after <= KINDS.keys()
+    if kind.parent:
+        assert kind.parent in PARENT_LINKS
+    if kind.parent and not kind.full_name:
+        assert kind.parent in method(kind.api, kind.collection, "get").path_parameters
+
+
+@ROWS
+def test_what_is_fixed_is_not_said_to_change(kind):
+    rules = kind.rules
+    assert not kind.immutable & kind.setters.keys()
+    assert not kind.immutable & {*rules.write_only, *rules.minimums}
+    assert not rules.write_only & {*rules.keyed, *rules.sets, *rules.positional, *rules.minimums, *rules.upper_case}
+    assert not rules.keyed.keys() & (rules.sets | rules.positional)
+    assert not rules.sets & rules.positional
+
+
+@ROWS
+def test_its_names_fill_the_urls_of_its_methods(kind):
+    names = resource_of(Session("demo", transport=object()), Wanted(kind_name(kind), "n", "l", "q")).scope
+    for text in (kind.full_name, kind.email, *kind.create_query.values(), *kind.body_identity.values()):
+        assert "{" not in (text or "").format(**names)
 
 
 @ROWS

@@ -428,6 +428,23 @@ def test_one_that_failed_for_good_is_not_taken_for_fine(cloud, google):
         ensure(cloud, "sqladmin.instances")
 
 
+def test_why_one_failed_for_good_is_told(cloud, google):
+    google.store[INSTANCE] = {"state": "FAILED"}
+    error = {"errors": [{"code": "INTERNAL_ERROR", "message": "No address left."}]}
+    google.special["/operations$"] = lambda _: {"items": [{"name": "o", "status": "DONE", "error": error}]}
+    with pytest.raises(CloudError, match=r"FAILED for good \(No address left\. \(INTERNAL_ERROR\)\): delete it"):
+        ensure(cloud, "sqladmin.instances")
+
+
+def test_a_deletion_that_is_waited_for_needs_no_explanation(cloud, google, fault):
+    google.faults.append(fault("GET", "/operations$", 404, "notFound", times=9))
+    resource = resource_of(cloud, Wanted("sqladmin.instances", "a"))
+    states = iter([{"state": "PENDING_DELETE"}])
+    resource.fetch = lambda _: next(states, None)
+    assert resource.read() is None
+    assert cloud.warnings == []
+
+
 def test_a_cloud_sql_403_of_an_instance_that_is_not_listed_means_absent(cloud, google, fault):
     google.faults.append(fault("GET", f"{INSTANCE}/databases/d", 403, "notAuthorized"))
     google.store["/v1/projects/demo/instances"] = {"items": [{"name": "other"}]}

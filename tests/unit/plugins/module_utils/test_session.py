@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import datetime
+import email.utils
+
 import google.auth.credentials
 import google.auth.exceptions
 import google.oauth2.credentials
@@ -70,8 +73,35 @@ def test_a_post_that_did_not_land_is_repeated(cloud, google, fault, failure):
     assert google.store[f"{BUCKET}"] == {"name": "a"}
 
 
-def test_compute_recognises_a_repeated_post_by_its_id(cloud, google, fault):
-    google.faults.append(fault("POST", "networks", 503, times=2))
+def in_seconds(seconds: float) -> str:
+    return email.utils.format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds), True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ("17", 17, 17),
+        (40, 20, 40),
+        ("86400", 120, 120),
+        ("0", 0, 1),
+        (-40, 0, 1),
+        ("soon", 0, 1),
+        ("-7", 0, 1),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_google_is_left_alone_for_as_long_as_it_asks(cloud, google, fault, clock, status, asked, least, most):
+    google.store[BUCKET] = {"name": "a"}
+    text = asked if isinstance(asked, str) else in_seconds(asked)
+    google.faults.append(fault("GET", BUCKET, status, headers={"Retry-After": text}))
+    assert get(cloud) == {"name": "a"}
+    assert least <= clock.now <= most
+
+
+@pytest.mark.parametrize("failure", [{"status": 503}, {"raises": requests.ReadTimeout(), "lands": True}])
+def test_compute_recognises_a_repeated_post_by_its_id(cloud, google, fault, failure):
+    google.special["/networks$"] = lambda _: {"name": "o", "status": "RUNNING"}
+    google.faults.append(fault("POST", "networks", times=2, **failure))
     cloud.call(COMPUTE_INSERT, {"project": "demo"}, "Creating network a", {"name": "a"})
     assert len({call.query["requestId"] for call in google.calls}) == 1
     assert len(google.calls) == 3

@@ -12,9 +12,9 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.mlops.mlflow_gcp.plugins.doc_fragments.google_cloud import ModuleDocFragment
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import module as module_util
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, READABLE
 
-NAMES = ["gcp_resource", "gcp_resource_info", "gcp_iam", "gcp_secret", "gcp_sql_user"]
+NAMES = ["gcp_action", "gcp_resource", "gcp_resource_info", "gcp_iam", "gcp_secret", "gcp_sql_user", "gcp_vm"]
 PLUGINS = "ansible_collections.mlops.mlflow_gcp.plugins.modules"
 
 
@@ -86,9 +86,9 @@ def test_examples_use_documented_options(name):
 
 
 def test_every_kind_is_documented():
-    for name in ("gcp_resource", "gcp_resource_info"):
+    for name, kinds in (("gcp_resource", KINDS), ("gcp_resource_info", READABLE), ("gcp_action", READABLE)):
         options = yaml.safe_load(imported(name).DOCUMENTATION)["options"]
-        assert options["kind"]["choices"] == sorted(KINDS)
+        assert options["kind"]["choices"] == sorted(kinds)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,9 @@ def test_every_kind_is_documented():
             "mutually exclusive: resources|kind",
         ),
         ("gcp_resource", {"resources": [{"kind": "compute.networks"}]}, "missing required arguments: name"),
+        ("gcp_action", {"kind": "sqladmin.instances"}, "missing required arguments: action"),
+        ("gcp_action", {"kind": "compute.networkz", "action": "a"}, "value of kind must be one of"),
+        ("gcp_vm", {"zone": "z", "name": "a"}, "missing required arguments: disk_size_gib, machine_type"),
         ("gcp_iam", {}, "one of the following is required: policies, resource"),
         ("gcp_iam", {"policies": [], "resource": {"kind": "project"}}, "mutually exclusive: policies|resource"),
         ("gcp_secret", {"secrets": [{"name": "a"}]}, "one of the following is required: generate, value"),
@@ -177,6 +180,28 @@ def test_a_policy_is_written(run, google):
     result = run("gcp_iam", resource={"kind": "project"}, bindings=[{"role": "roles/a", "members": ["user:x@y.z"]}])
     assert result["changed"] is True
     assert google.written()[0].body["policy"]["bindings"] == [{"role": "roles/a", "members": ["user:x@y.z"]}]
+
+
+def test_an_action_is_done(run, google):
+    google.special["/reset$"] = lambda _: {"name": "o", "status": "DONE"}
+    arguments = {"kind": "compute.instances", "location": "z", "name": "a", "action": "reset"}
+    assert run("gcp_action", **arguments, _ansible_check_mode=True)["changed"] is True
+    assert google.written() == []
+    assert run("gcp_action", **arguments)["changes"] == ["reset compute.instances a: action"]
+    assert google.written()[0].path.endswith("/zones/z/instances/a/reset")
+
+
+def test_warnings_are_told_with_a_failure(run, google, fault):
+    google.store["/v1/projects/demo/instances/a"] = {"state": "RUNNABLE", "settings": {"tier": "a"}}
+    error = {"errors": [{"code": "INTERNAL_ERROR", "message": "No such machine."}]}
+    ended = {"name": "o", "status": "DONE", "operationType": "UPDATE", "error": error}
+    operations = iter([{"items": [{**ended, "status": "RUNNING"}]}])
+    google.special = {"/operations$": lambda _: next(operations, {}), "/operations/o$": lambda _: ended}
+    google.faults.append(fault("PATCH", "/a$", 409, "operationInProgress"))
+    google.faults.append(fault("PATCH", "/a$", 400, "invalid", "Invalid tier."))
+    result = run("gcp_resource", kind="sqladmin.instances", name="a", body={"settings": {"tier": "b"}})
+    assert "Invalid tier." in result["msg"]
+    assert "waiting for the UPDATE begun before: No such machine. (INTERNAL_ERROR)" in json.dumps(result["warnings"])
 
 
 def test_a_missing_library_is_named(run, google, monkeypatch):
