@@ -21,10 +21,12 @@ options:
     choices:
       - bigquery.datasets
       - compute.addresses
+      - compute.disks
       - compute.firewalls
       - compute.globalAddresses
       - compute.instances
       - compute.networks
+      - compute.resourcePolicies
       - compute.routers
       - compute.subnetworks
       - dns.resourceRecordSets
