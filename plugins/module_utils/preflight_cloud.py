@@ -151,7 +151,8 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
             "permissions on the key": (f"{key}:testIamPermissions", {"permissions": _KEY_PERMISSIONS}),
         }
     wanted = sorted(permission for permissions in _needed_permissions(variables).values() for permission in permissions)
-    return {question: (url,) for question, url in urls.items()} | of_key | {
+    return {question: (url,) for question, url in urls.items()} | {
+        **of_key,
         "permissions": (f"{_PROJECTS}/{project}:testIamPermissions", {"permissions": wanted}),
         # It may have been given on the servers' account alone.
         "permissions on the account": (f"{account}:testIamPermissions", {"permissions": [_ACT_AS]}),
@@ -422,11 +423,11 @@ def _key(seen: Seen) -> Iterator[Finding]:
         yield f"Cloud KMS is not enabled yet: whether {seen['kms_key']} can be used was not checked."
     elif status != 200:
         problem = f"the key cannot be read with these credentials: {_message(status, body)}"
-        fix = "write one that is there, or have roles/cloudkms.admin granted on it to the account you are logged in with"
+        fix = "write one that is there, or have roles/cloudkms.admin granted on it to the account you use"
         yield seen.problem("platform_kms_key", problem, fix)
     elif body.get("purpose") != "ENCRYPT_DECRYPT" or state != "ENABLED":
         problem = f"the key is for {body.get('purpose')} and its primary version is {state}"
-        yield seen.problem("platform_kms_key", problem, "enable its primary version, or write a key for ENCRYPT_DECRYPT")
+        yield seen.problem("platform_kms_key", problem, "enable its primary version, or write another key")
     elif lacking:
         problem = f"these credentials lack {', '.join(lacking)} on the key"
         fix = "have roles/cloudkms.admin granted on the key to the account you are logged in with"

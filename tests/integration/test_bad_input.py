@@ -70,69 +70,6 @@ def test_bad_values_are_reported_together(play: Play, make_inventory: Callable[.
     assert refused.output.count("fix:") >= 4
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (
-            {
-                "gcp_bucket_autoclass_enabled": True,
-                "gcp_bucket_storage_class": "NEARLINE",
-                "gcp_bucket_retention_days": 30,
-                "gcp_bucket_soft_delete_days": 3,
-                "gcp_bucket_lifecycle_rules": [
-                    {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 5}},
-                    {"action": {"type": "Delete"}, "condition": {"age": 5}},
-                ],
-            },
-            [
-                "goes with gcp_bucket_storage_class STANDARD only, which is NEARLINE",
-                "sets or matches storage classes, which Autoclass does by itself",
-                "goes with gcp_bucket_versioning_enabled false only",
-                "deletes objects younger than gcp_bucket_retention_days, 30",
-                "is neither 0 nor from 7 to 90",
-            ],
-        ),
-        (
-            {
-                "gcp_sql_edition": "ENTERPRISE",
-                "platform_sql_tier": "db-perf-optimized-N-2",
-                "gcp_sql_data_cache_enabled": True,
-                "gcp_sql_storage_size_gib": 50,
-                "gcp_sql_storage_limit_gib": 20,
-                "gcp_sql_transaction_log_days": 20,
-                "gcp_sql_maintenance_hour": 24,
-                "gcp_sql_maintenance_deny_periods": [{}, {}],
-            },
-            [
-                "db-perf-optimized-N-2 is no tier of gcp_sql_edition ENTERPRISE",
-                "goes with gcp_sql_edition ENTERPRISE_PLUS only",
-                "is less than gcp_sql_storage_size_gib, 50",
-                "is not from 1 to 7, as gcp_sql_edition ENTERPRISE has it",
-                "is more than the days of gcp_sql_backup_count, 14",
-                "is not an hour from 0 to 23",
-                "has more than the one period that Cloud SQL takes",
-            ],
-        ),
-        (
-            {"gcp_instance_confidential_type": "SEV", "gcp_instance_snapshot_retention_days": -1},
-            [
-                "e2-standard-2 is none that has gcp_instance_confidential_type SEV",
-                "is not a number of days from 0 to 365",
-            ],
-        ),
-    ],
-    ids=["bucket", "database", "server"],
-)
-def test_settings_that_contradict_each_other_are_reported_together(
-    play: Play, values: dict[str, Any], expected: list[str]
-) -> None:
-    refused = play(PREFLIGHT, "-e", json.dumps(values))
-
-    assert refused.code != 0
-    assert [problem for problem in expected if problem not in refused.output] == []
-    assert refused.output.count('"fix"') == len(expected)
-
-
 # Regions and zones can be asked for once the project's Compute Engine is enabled: hence the deployment.
 @pytest.mark.usefixtures("deployment")
 @pytest.mark.parametrize(
