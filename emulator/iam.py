@@ -27,6 +27,11 @@ ROLES: dict[str, list[str]] = {
     "roles/owner": ["*"],
     "roles/viewer": ["*.get", "*.list", "*.getIamPolicy"],
     "roles/bigquery.dataOwner": ["bigquery.datasets.*"],
+    "roles/cloudkms.admin": ["cloudkms.keyRings.*", "cloudkms.cryptoKeys.*", "cloudkms.cryptoKeyVersions.update"],
+    "roles/cloudkms.cryptoKeyEncrypterDecrypter": [
+        "cloudkms.cryptoKeyVersions.useToDecrypt",
+        "cloudkms.cryptoKeyVersions.useToEncrypt",
+    ],
     "roles/cloudsql.client": ["cloudsql.instances.connect", "cloudsql.instances.get"],
     "roles/cloudsql.instanceUser": ["cloudsql.instances.get", "cloudsql.instances.login"],
     "roles/cloudsql.admin": ["cloudsql.*"],

@@ -35,6 +35,7 @@ _SERVICES = (
     "dns",
     "instances",
     "iam",
+    "kms",
     "projects",
     "secrets",
     "sql",

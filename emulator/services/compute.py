@@ -13,6 +13,7 @@ from emulator.cloud import ADDRESSES, Call, Cloud, Handler, filtered, patched, s
 from emulator.errors import ApiError, invalid, not_found
 from emulator.operations import Work, new_name
 from emulator.services import compute_catalog as catalog
+from emulator.services import kms
 from emulator.state import Resource, fingerprint, now, public
 
 BASE = catalog.BASE
@@ -24,10 +25,14 @@ _LINKS = {
     "machineType": "machineTypes",
     "diskType": "diskTypes",
     "sourceImage": "images",
+    "source": "disks",
+    "resourcePolicies": "resourcePolicies",
     "region": "regions",
     "zone": "zones",
 }
 _FIRST_EXTERNAL = 16
+_LARGEST_DISK_GB = 65536
+_SNAPSHOTS, _FIXED = "snapshotSchedulePolicy.snapshotProperties", ("storageLocations", "guestFlush", "chainName")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
@@ -287,6 +292,78 @@ def free_internal(cloud: Cloud, subnetwork: str) -> str:
     return next(str(block[place]) for place in range(2, block.num_addresses - 2) if str(block[place]) not in taken)
 
 
+def complete_disk(call: Call, disk: Resource) -> None:
+    """Fill in a new disk and check what it refers to; its links are resolved already."""
+    project, zone = call.parameters["project"], call.parameters["zone"]
+    kind = disk.get("type") or f"projects/{project}/zones/{zone}/diskTypes/pd-standard"
+    disk["type"] = resolve(call.cloud, kind, "type", "diskTypes", project)["selfLink"]
+    image = resolve(call.cloud, disk["sourceImage"], "sourceImage", "images", project) if "sourceImage" in disk else {}
+    lowest = int(image.get("diskSizeGb", 10))
+    disk["sizeGb"] = str(disk.get("sizeGb") or lowest)
+    if not lowest <= int(disk["sizeGb"]) <= _LARGEST_DISK_GB:
+        raise invalid("resource.sizeGb", disk["sizeGb"], f"Must be from {lowest} to {_LARGEST_DISK_GB} GB.")
+    _check_policies(disk, disk.get("resourcePolicies", []))
+    key = disk.get("diskEncryptionKey", {}).get("kmsKeyName")
+    if key:
+        fault = kms.fault_of(call.cloud, key, project, "compute.googleapis.com", {zone[:-2], "global"})
+        if fault in ("malformed", "location"):
+            raise invalid("resource.diskEncryptionKey.kmsKeyName", key, "Not a key in the region of the disk.")
+        if fault:
+            raise ApiError(
+                400,
+                f"Cloud KMS error when using key {key}: Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied on "
+                f"resource '{key}' (or it may not exist).",
+                reason="kmsPermissionDenied",
+            )
+        # Google names the version in use.
+        disk["diskEncryptionKey"] = {"kmsKeyName": f"{key}/cryptoKeyVersions/1"}
+    disk |= {"status": "READY", "physicalBlockSizeBytes": "4096"}
+
+
+def _check_policies(disk: Resource, links: list[str]) -> None:
+    """One snapshot schedule of the disk's region: https://cloud.google.com/compute/docs/disks/scheduled-snapshots."""
+    region = disk["zone"].replace("/zones/", "/regions/")[:-2]
+    if len(links) > 1:
+        raise invalid("resource.resourcePolicies", links, "A disk can have one snapshot schedule.")
+    if any(not link.startswith(f"{region}/resourcePolicies/") for link in links):
+        raise invalid("resource.resourcePolicies", links, "The resource policy is in another region.")
+
+
+def _disk_view(cloud: Cloud, disk: Resource) -> Resource:
+    users = [
+        machine["selfLink"]
+        for machine in instances(cloud)
+        if any(attached["source"] == disk["selfLink"] for attached in machine["disks"])
+    ]
+    return {"users": users} if users else {}
+
+
+def _resource_policies(_call: Call, policy: Resource) -> None:
+    """https://cloud.google.com/compute/docs/disks/scheduled-snapshots."""
+    described = policy.get("snapshotSchedulePolicy")
+    if not described:
+        raise ApiError(501, "The emulated cloud has resource policies with a snapshotSchedulePolicy only.")
+    daily = described.get("schedule", {}).get("dailySchedule")
+    if not daily or len(described["schedule"]) > 1:
+        raise ApiError(501, "The emulated cloud has daily snapshot schedules only.")
+    if daily.get("daysInCycle") != 1:
+        raise invalid("resource.snapshotSchedulePolicy.schedule.dailySchedule.daysInCycle", daily, "Must be 1.")
+    if not re.fullmatch(r"(00|04|08|12|16|20):00", daily.get("startTime", "")):
+        raise invalid(
+            "resource.snapshotSchedulePolicy.schedule.dailySchedule.startTime", daily, "Must be 00:00, 04:00 ... 20:00."
+        )
+    daily["duration"] = "PT14400S"
+    kept = described.setdefault("retentionPolicy", {})
+    if not 1 <= kept.get("maxRetentionDays", 0) <= 65535:
+        raise invalid("resource.snapshotSchedulePolicy.retentionPolicy.maxRetentionDays", kept, "Must be 1 or more.")
+    kept.setdefault("onSourceDiskDelete", "KEEP_AUTO_SNAPSHOTS")
+    properties = described.get("snapshotProperties", {})
+    if len(properties.get("storageLocations", [])) > 1:
+        raise invalid("resource.snapshotSchedulePolicy.snapshotProperties.storageLocations", properties, "One at most.")
+    check_labels(properties.get("labels", {}))
+    policy["status"] = "READY"
+
+
 COLLECTIONS = {
     "networks": Collection(
         "Network", "global", ("autoCreateSubnetworks", "description", "IPv4Range"), False, _networks, _network_view
@@ -298,7 +375,11 @@ COLLECTIONS = {
     "firewalls": Collection("Firewall", "global", ("network", "direction"), False, _firewalls),
     "addresses": Collection("Address", "regions", (), False, _addresses, _address_view),
     "globalAddresses": Collection("Address", "global", (), False, _addresses, _address_view),
-    "disks": Collection("Disk", "zones"),
+    "disks": Collection("Disk", "zones", (), False, complete_disk, _disk_view),
+    # What `gcloud compute resource-policies update snapshot-schedule` has no option for.
+    "resourcePolicies": Collection(
+        "ResourcePolicy", "regions", tuple(f"{_SNAPSHOTS}.{name}" for name in _FIXED), False, _resource_policies
+    ),
     "instances": Collection("Instance", "zones", ("disks", "zone"), True),
 }
 
@@ -322,7 +403,8 @@ def _directory(call: Call) -> str:
 def item_path(call: Call) -> str:
     """Return the path of the resource that a call is about."""
     collection = collection_of(call)
-    singular = "address" if collection.endswith("ddresses") else collection.removesuffix("s")
+    singulars = {"addresses": "address", "globalAddresses": "address", "resourcePolicies": "resourcePolicy"}
+    singular = singulars.get(collection, collection.removesuffix("s"))
     name = call.parameters.get(singular) or call.parameters.get("resource")
     return f"{_directory(call)}/{name}"
 
@@ -453,7 +535,8 @@ def _aggregated_list(call: Call) -> Resource:
 def _insert(call: Call) -> Resource:
     path, resource = new_resource(call, call.body or {})
     COLLECTIONS[collection_of(call)].prepare(call, resource)
-    quotas.check(call.state, call.parameters["project"], call.parameters.get("region"), quotas.taken(resource))
+    region = call.parameters.get("region") or call.parameters.get("zone", "")[:-2] or None
+    quotas.check(call.state, call.parameters["project"], region, quotas.taken(resource))
     call.state.resources[f"compute/{path}"] = resource
     return start(call, path, creates=(f"compute/{path}",))
 
@@ -472,12 +555,19 @@ def _change(call: Call) -> Resource:
         kept = outputs | set(collection.immutable) | {"kind", "id", "selfLink", "name", "region", "zone"}
         changed = {name: value for name, value in current.items() if name in kept} | sent
     for field in (*collection.immutable, "name"):
-        if changed.get(field) != current.get(field):
-            raise invalid(f"resource.{field}", changed.get(field), f"{field} cannot be changed after creation.")
+        if _at(changed, field) != _at(current, field):
+            raise invalid(f"resource.{field}", _at(changed, field), f"{field} cannot be changed after creation.")
     collection.prepare(call, changed)
     if collection.fingerprinted:
         changed["fingerprint"] = fingerprint({**changed, "fingerprint": now()})
     return replace(call, path, changed)
+
+
+def _at(resource: Resource, field: str) -> Any:
+    value: Any = resource
+    for part in field.split("."):
+        value = (value or {}).get(part)
+    return value
 
 
 def check_unused(call: Call, path: str, resource: Resource) -> None:
@@ -536,6 +626,20 @@ def _set_private_access(call: Call) -> Resource:
     return replace(call, path, {**call.cloud.need(f"compute/{path}"), "privateIpGoogleAccess": wanted})
 
 
+@serves("compute.disks.addResourcePolicies", permission="compute.disks.addResourcePolicies")
+@serves("compute.disks.removeResourcePolicies", permission="compute.disks.removeResourcePolicies")
+def _change_policies(call: Call) -> Resource:
+    path = item_path(call)
+    disk = call.cloud.need(f"compute/{path}")
+    named, held = linked(call, call.body or {}).get("resourcePolicies", []), disk.get("resourcePolicies", [])
+    adding = call.verb == "addResourcePolicies"
+    if len(named) != 1 or (named[0] in held) == adding:
+        raise invalid("resourcePolicies", named, f"One policy that is {'not yet' if adding else ''} on the disk.")
+    wanted = [*held, *named] if adding else [link for link in held if link not in named]
+    _check_policies(disk, wanted)
+    return replace(call, path, {**disk, "resourcePolicies": wanted})
+
+
 def _enter() -> None:
     """Enters the generic methods of every collection; ids that Google does not have do no harm."""
     words = {"insert": "create", "aggregatedList": "list", "patch": "update"}
@@ -551,7 +655,7 @@ def _enter() -> None:
     }
     for collection in COLLECTIONS:
         for verb, handler in generic.items():
-            if collection == "disks" and verb not in ("get", "list", "aggregatedList", "delete", "setLabels"):
+            if collection == "disks" and verb in ("patch", "update"):
                 continue
             if (collection, verb) == ("networks", "update"):
                 continue

@@ -7,7 +7,7 @@ from emulator.cloud import Call, patched, serves
 from emulator.errors import ApiError, invalid
 from emulator.operations import Work
 from emulator.services import compute
-from emulator.services.compute import BASE
+from emulator.services.compute import BASE, COLLECTIONS
 from emulator.state import Resource, fingerprint, now
 
 _SETTERS = {
@@ -18,6 +18,7 @@ _SETTERS = {
     "setDeletionProtection": "deletionProtection",
     "setShieldedInstanceIntegrityPolicy": "shieldedInstanceIntegrityPolicy",
 }
+_CONFIDENTIAL = {"SEV": ("n2d-", "c2d-", "c3d-"), "SEV_SNP": ("n2d-",), "TDX": ("c3-standard-",)}
 _SHIELDED = {"enableSecureBoot": False, "enableVtpm": True, "enableIntegrityMonitoring": True}
 
 
@@ -31,6 +32,9 @@ def _insert(call: Call) -> Resource:
     _place_network(call, instance)
     _check_accounts(call, instance)
     _check_quotas(call, quotas.taken(instance) + _wanted_disks(instance))
+    scheduling = {"onHostMaintenance": "MIGRATE", "automaticRestart": True, "preemptible": False}
+    instance["scheduling"] = scheduling | {"provisioningModel": "STANDARD"} | instance.get("scheduling", {})
+    _check_confidential(instance)
     created = [f"compute/{path}", *_make_disks(call, instance)]
     for field in ("metadata", "tags"):
         instance[field] = _with_fingerprint(
@@ -38,8 +42,6 @@ def _insert(call: Call) -> Resource:
         )
     instance["shieldedInstanceConfig"] = _SHIELDED | instance.get("shieldedInstanceConfig", {})
     instance["shieldedInstanceIntegrityPolicy"] = {"updateAutoLearnPolicy": True}
-    scheduling = {"onHostMaintenance": "MIGRATE", "automaticRestart": True, "preemptible": False}
-    instance["scheduling"] = scheduling | {"provisioningModel": "STANDARD"} | instance.get("scheduling", {})
     defaults = {"canIpForward": False, "deletionProtection": False, "startRestricted": False}
     instance |= {name: instance.get(name, value) for name, value in defaults.items()}
     instance |= {"cpuPlatform": "Intel Broadwell", "lastStartTimestamp": now()}
@@ -58,7 +60,9 @@ def _family(call: Call, instance: Resource) -> str:
     boot = [disk for disk in instance.get("disks", []) if disk.get("boot")]
     if len(boot) != 1:
         raise invalid("resource.disks", len(boot), "Exactly one boot disk must be specified.")
-    link = boot[0].get("initializeParams", {}).get("sourceImage")
+    source = boot[0].get("source")
+    held = call.state.resources.get(f"compute/{source.removeprefix(BASE)}", {}) if source else {}
+    link = (held or boot[0].get("initializeParams", {})).get("sourceImage")
     if not link:
         raise invalid("resource.disks[0].initializeParams.sourceImage", link, "The boot disk needs an image.")
     family: str = compute.resolve(call.cloud, link, "disks", "images", call.parameters["project"])["family"]
@@ -124,43 +128,99 @@ def _wanted_disks(instance: Resource) -> Counter[str]:
     """Return what the disks that come with an instance take of each quota."""
     wanted: Counter[str] = Counter()
     for disk in instance["disks"]:
+        if disk.get("source"):
+            continue
         initial = disk.get("initializeParams", {})
         wanted[quotas.disk_metric(initial.get("diskType", "pd-standard"))] += int(initial.get("diskSizeGb") or 10)
     return wanted
 
 
 def _make_disks(call: Call, instance: Resource) -> list[str]:
-    """Makes the disks that come with an instance; returns their full names."""
+    """Makes the disks that come with an instance and attaches those that are there; returns the new ones' names."""
     zone = f"projects/{call.parameters['project']}/zones/{call.parameters['zone']}"
     made = []
     for index, disk in enumerate(instance["disks"]):
-        initial = disk.pop("initializeParams", {})
+        source, initial = disk.get("source"), disk.pop("initializeParams", {})
+        if source:
+            if initial:
+                raise invalid(f"resource.disks[{index}].initializeParams", "", "Goes without source only.")
+            _attach(call, disk, call.cloud.need(f"compute/{source.removeprefix(BASE)}"), index)
+            continue
         name = initial.get("diskName") or (instance["name"] if disk.get("boot") else f"{instance['name']}-{index}")
         path = f"{zone}/disks/{name}"
         if f"compute/{path}" in call.state.resources:
             raise ApiError(409, f"The resource '{path}' already exists")
-        size = str(initial.get("diskSizeGb") or 10)
         resource = {
             "kind": "compute#disk",
             "id": call.state.new_id(),
             "creationTimestamp": now(),
             "name": name,
-            "sizeGb": size,
-            "status": "READY",
-            "type": initial.get("diskType") or f"{BASE}{zone}/diskTypes/pd-standard",
+            "sizeGb": initial.get("diskSizeGb"),
+            "type": initial.get("diskType"),
             "sourceImage": initial.get("sourceImage"),
+            "resourcePolicies": initial.get("resourcePolicies"),
+            "diskEncryptionKey": disk.pop("diskEncryptionKey", None),
             "labels": initial.get("labels", {}),
             "labelFingerprint": fingerprint(initial.get("labels", {})),
             "zone": BASE + zone,
             "selfLink": BASE + path,
         }
-        call.state.resources[f"compute/{path}"] = {key: value for key, value in resource.items() if value is not None}
+        resource = {key: value for key, value in resource.items() if value is not None}
+        compute.complete_disk(call, resource)
+        call.state.resources[f"compute/{path}"] = resource
         made.append(f"compute/{path}")
-        disk |= {"kind": "compute#attachedDisk", "index": index, "source": BASE + path, "diskSizeGb": size}
-        defaults = {"type": "PERSISTENT", "mode": "READ_WRITE", "interface": "SCSI", "autoDelete": False}
-        disk |= {key: disk.get(key, value) for key, value in defaults.items()}
-        disk.setdefault("deviceName", name if index else "persistent-disk-0")
+        _attach(call, disk, resource, index)
     return made
+
+
+def _attach(call: Call, attached: Resource, disk: Resource, index: int) -> None:
+    """Fills in an instance's view of one of its disks; a disk is written to by one machine."""
+    zone = f"{BASE}projects/{call.parameters['project']}/zones/{call.parameters['zone']}"
+    if disk["zone"] != zone:
+        raise invalid(f"resource.disks[{index}].source", disk["selfLink"], "The disk is in another zone.")
+    users = COLLECTIONS["disks"].view(call.cloud, disk)
+    if users:
+        raise ApiError(
+            400,
+            f"The disk resource '{disk['selfLink'].removeprefix(BASE)}' is already being used by "
+            f"'{users['users'][0].removeprefix(BASE)}'",
+            reason="resourceInUseByAnotherResource",
+        )
+    attached |= {
+        "kind": "compute#attachedDisk",
+        "index": index,
+        "source": disk["selfLink"],
+        "diskSizeGb": disk["sizeGb"],
+    }
+    defaults = {"type": "PERSISTENT", "mode": "READ_WRITE", "interface": "SCSI", "autoDelete": False}
+    attached |= {key: attached.get(key, value) for key, value in defaults.items()}
+    attached.setdefault("deviceName", disk["name"] if index else "persistent-disk-0")
+    if "diskEncryptionKey" in disk:
+        attached["diskEncryptionKey"] = disk["diskEncryptionKey"]
+
+
+def _check_confidential(instance: Resource) -> None:
+    """Fills in and checks Confidential VM against machine type and host maintenance.
+
+    https://cloud.google.com/confidential-computing/confidential-vm/docs/supported-configurations. Live migration, which
+    some AMD SEV machines have, is not emulated.
+    """
+    described = instance.get("confidentialInstanceConfig", {})
+    kind = described.get("confidentialInstanceType") or ("SEV" if described.get("enableConfidentialCompute") else None)
+    if not kind:
+        return
+    machine = instance["machineType"].rpartition("/")[2]
+    if not machine.startswith(_CONFIDENTIAL.get(kind, ())):
+        raise invalid(
+            "resource.machineType", machine, f"The machine type does not support confidential compute {kind}."
+        )
+    if instance["scheduling"]["onHostMaintenance"] != "TERMINATE":
+        raise invalid(
+            "resource.scheduling.onHostMaintenance",
+            instance["scheduling"]["onHostMaintenance"],
+            "Must be TERMINATE for an instance with confidential compute.",
+        )
+    instance["confidentialInstanceConfig"] = {"enableConfidentialCompute": True, "confidentialInstanceType": kind}
 
 
 def _with_fingerprint(value: Resource, kind: str | None) -> Resource:
@@ -236,6 +296,7 @@ def _set(call: Call) -> Resource:
         value = _with_fingerprint(value, current.get("kind"))
     else:
         value = patched(current or {}, value)
+    _check_confidential({**instance, field: value})
     return compute.replace(call, path, {**instance, field: value})
 
 

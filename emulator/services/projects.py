@@ -7,6 +7,7 @@ from emulator.discovery import APIS
 from emulator.errors import ApiError, not_found
 from emulator.operations import Work, new_name
 from emulator.services.compute import BASE, path_of
+from emulator.services.kms import AGENT_DOMAINS, make_agent
 from emulator.state import Resource
 
 _PEERING = "servicenetworking-googleapis-com"
@@ -181,12 +182,26 @@ def _enable(call: Call) -> Resource:
 
     def finish() -> None:
         call.state.services[project] = sorted({*call.state.services[project], *asked})
+        if "compute.googleapis.com" in asked:
+            make_agent(call.state, project, "compute.googleapis.com")
 
     kind = f"{'BatchEnableServices' if batch else 'EnableService'}Response"
     enabled = [_service(call, project, service) | {"state": "ENABLED"} for service in asked]
     answer = {"services": enabled} if batch else {"service": enabled[0]}
     answer["@type"] = f"type.googleapis.com/google.api.serviceusage.v1.{kind}"  # type: ignore[assignment]
     return _start(call, f"serviceusage/{project}", answer, finish)
+
+
+@serves("serviceusage.services.generateServiceIdentity", permission="serviceusage.services.enable")
+def _generate_identity(call: Call) -> Resource:
+    _, project, _, service = call.name.split("/")
+    _service(call, project, service)
+    if service not in AGENT_DOMAINS:
+        raise ApiError(501, f"The emulated cloud has no agent of {service}.")
+    agent = make_agent(call.state, project, service)
+    answer = {"@type": "type.googleapis.com/google.api.serviceusage.v1beta1.ServiceIdentity"}
+    answer |= {"email": agent["email"], "uniqueId": agent["uniqueId"]}
+    return _start(call, f"serviceusage/{project}", answer)
 
 
 @serves("serviceusage.services.disable", permission="serviceusage.services.disable")

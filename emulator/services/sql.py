@@ -14,6 +14,7 @@ from emulator.cloud import Call, patched, serves
 from emulator.effects import EffectError, check_database_flags
 from emulator.errors import ApiError
 from emulator.operations import Work
+from emulator.services import kms
 from emulator.services.compute import BASE, path_of
 from emulator.services.compute_catalog import ZONES
 from emulator.state import Resource, fingerprint, now, public
@@ -21,10 +22,16 @@ from emulator.state import Resource, fingerprint, now, public
 _ROOT = "https://sqladmin.googleapis.com/v1/"
 
 _SERVICE_AGENT = "p{}-emulated@gcp-sa-cloud-sql.iam.gserviceaccount.com"
+# https://cloud.google.com/sql/docs/postgres/machine-series-overview
 _TIERS = {
     "ENTERPRISE": re.compile(r"db-custom-\d+-\d+|db-f1-micro|db-g1-small"),
-    "ENTERPRISE_PLUS": re.compile(r"db-perf-optimized-N-\d+"),
+    "ENTERPRISE_PLUS": re.compile(r"db-perf-optimized-N-\d+|db-c4a-highmem-\d+"),
 }
+# Days of transaction logs that each edition keeps at most: https://cloud.google.com/sql/docs/postgres/backup-recovery/pitr
+_LOG_DAYS = {"ENTERPRISE": 7, "ENTERPRISE_PLUS": 35}
+_INSIGHTS = {"queryStringLength": 1024, "queryPlansPerMinute": 5}
+_INSIGHTS_RANGES = {"queryStringLength": (256, 4500), "queryPlansPerMinute": (0, 20)}
+_LARGEST_DISK_GB = 65536
 _PEERING_SERVICE = "services/servicenetworking.googleapis.com"
 
 
@@ -198,6 +205,7 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
         raise ApiError(501, f"The emulated cloud has {' and '.join(_ENGINES)} only, not {version}.")
     engine = _ENGINES[version]
     settings = _complete(call, body.get("settings") or {}, region, version)
+    _check_key(call, body, region)
     authority, authority_key = certificates.make_authority(f"Google Cloud SQL Server CA {uuid.uuid4()}")
     dns = f"{fingerprint(key)[:11].lower().replace('_', '-')}.{uuid.uuid4().hex[:12]}.{region}.sql.goog."
     instance: Resource = {
@@ -238,6 +246,26 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
     return _start(call, operation, name, lambda: _apply(call, instance), finish, (key, *children))
 
 
+def _check_key(call: Call, body: Resource, region: str) -> None:
+    """https://cloud.google.com/sql/docs/postgres/configure-cmek; an instance has its key from the beginning."""
+    encryption = body.get("diskEncryptionConfiguration")
+    if not encryption:
+        return
+    key = encryption.get("kmsKeyName", "")
+    fault = kms.fault_of(call.cloud, key, call.parameters["project"], "sqladmin.googleapis.com", {region})
+    if fault == "malformed":
+        raise _bad(f"Invalid KMS key name: {key}.")
+    if fault == "location":
+        raise _bad(f"The KMS key {key} must be in the region of the instance, {region}.")
+    if fault:
+        agent = kms.agent_email(call.state, call.parameters["project"], "sqladmin.googleapis.com")
+        raise _bad(
+            f"The service account {agent} cannot use the KMS key: Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' "
+            f"denied on resource '{key}' (or it may not exist, or be disabled)."
+        )
+    body["diskEncryptionConfiguration"] = {"kind": "sql#diskEncryptionConfiguration", **encryption}
+
+
 def _apply(call: Call, instance: Resource) -> None:
     """Makes the database server, or brings it to its settings."""
     certificate, key = instance["_server"]
@@ -275,8 +303,14 @@ def _complete(call: Call, sent: Resource, region: str, version: str) -> Resource
     is_logged = backup.get(log) or log != "binaryLogEnabled"
     if settings["availabilityType"] == "REGIONAL" and not (backup["enabled"] and is_logged):
         raise _bad("High availability needs backups to be enabled, and in MySQL the binary log.")
-    if int(settings["dataDiskSizeGb"]) < 10:
-        raise _bad("The disk must have 10 GB or more.")
+    size, limit = int(settings["dataDiskSizeGb"]), int(settings["storageAutoResizeLimit"])
+    if not 10 <= size <= _LARGEST_DISK_GB:
+        raise _bad(f"The disk must have 10 to {_LARGEST_DISK_GB} GB.")
+    if limit and limit < size:
+        raise _bad("storageAutoResizeLimit must be 0, or no less than the disk.")
+    _complete_edition(settings)
+    _complete_insights(settings)
+    _check_deny_periods(settings.get("denyMaintenancePeriods", []))
     try:
         check_database_flags(settings, version)
     except EffectError as error:
@@ -299,6 +333,47 @@ def _complete(call: Call, sent: Resource, region: str, version: str) -> Resource
             )
         configuration["privateNetwork"] = path
     return settings
+
+
+def _complete_edition(settings: Resource) -> None:
+    edition = settings["edition"]
+    if edition == "ENTERPRISE_PLUS":
+        settings["dataCacheConfig"] = {"dataCacheEnabled": False} | settings.get("dataCacheConfig", {})
+    elif settings.pop("dataCacheConfig", {}).get("dataCacheEnabled"):
+        raise _bad("Data cache is only supported for Cloud SQL Enterprise Plus edition.")
+    days = settings["backupConfiguration"]["transactionLogRetentionDays"]
+    if not 1 <= days <= _LOG_DAYS[edition]:
+        raise _bad(f"transactionLogRetentionDays must be from 1 to {_LOG_DAYS[edition]} in {edition}.")
+    hour = settings.get("maintenanceWindow", {}).get("hour", 0)
+    if not 0 <= hour <= 23:
+        raise _bad(f"Invalid maintenance window: hour {hour}.")
+
+
+def _complete_insights(settings: Resource) -> None:
+    """https://cloud.google.com/sql/docs/postgres/using-query-insights."""
+    insights = settings.get("insightsConfig", {})
+    if not insights.get("queryInsightsEnabled"):
+        settings.pop("insightsConfig", None)
+        return
+    settings["insightsConfig"] = insights = _INSIGHTS | insights
+    for field, (lowest, highest) in _INSIGHTS_RANGES.items():
+        if not lowest <= insights[field] <= highest:
+            raise _bad(f"{field} must be from {lowest} to {highest}.")
+
+
+def _check_deny_periods(periods: list[Resource]) -> None:
+    """https://cloud.google.com/sql/docs/postgres/maintenance#deny: one period, of at most 90 days."""
+    if len(periods) > 1:
+        raise _bad("There can be one deny maintenance period only.")
+    for period in periods:
+        texts = [period.get("startDate", ""), period.get("endDate", "")]
+        if not all(re.fullmatch(r"(\d{4}-)?\d\d?-\d\d?", text) for text in texts):
+            raise _bad("A deny maintenance period needs startDate and endDate, as yyyy-mm-dd or mm-dd.")
+        if not re.fullmatch(r"\d\d:\d\d:\d\d", period.get("time", "")):
+            raise _bad("A deny maintenance period needs a time, as HH:MM:SS.")
+        dated = [datetime.date(*map(int, text.split("-"))) for text in texts if text.count("-") == 2]
+        if len(dated) == 2 and not 0 < (dated[1] - dated[0]).days <= 90:
+            raise _bad("A deny maintenance period has 1 to 90 days.")
 
 
 def _network(settings: Resource) -> str | None:
@@ -330,6 +405,11 @@ def _change(call: Call) -> Resource:
     for field in ("name", "region", "databaseVersion", "project"):
         if field in body and body[field] != instance[field]:
             raise _bad(f"{field} cannot be changed from {instance[field]} to {body[field]}.")
+    key = (body.get("diskEncryptionConfiguration") or {}).get("kmsKeyName")
+    if "diskEncryptionConfiguration" in body and key != instance.get("diskEncryptionConfiguration", {}).get(
+        "kmsKeyName"
+    ):
+        raise _bad("diskEncryptionConfiguration cannot be changed after the instance was made.")
     current, sent = instance["settings"], body.get("settings") or {}
     if sent.get("settingsVersion") and str(sent["settingsVersion"]) != current["settingsVersion"]:
         raise ApiError(412, "Condition does not match: settingsVersion is stale.", reason="staleData")

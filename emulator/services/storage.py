@@ -14,6 +14,7 @@ from aiohttp import web
 from emulator import media
 from emulator.cloud import Call, held_permissions, patched, serves
 from emulator.errors import ApiError
+from emulator.services import kms
 from emulator.services.compute_catalog import ZONES
 from emulator.state import Resource, fingerprint, now, public
 
@@ -22,7 +23,20 @@ _BUCKET_NAME = re.compile(r"(?!goog)(?!.*google)[a-z0-9][a-z0-9._-]{1,61}[a-z0-9
 _LOCATIONS = {"US", "EU", "ASIA", *(region.upper() for region in ZONES)}
 _CLASSES = {"STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"}
 _ACTIONS = {"Delete", "SetStorageClass", "AbortIncompleteMultipartUpload"}
-_WEEK_SECONDS, _QUARTER_SECONDS = 604_800, 7_776_000
+_WEEK_SECONDS, _QUARTER_SECONDS, _CENTURY_SECONDS = 604_800, 7_776_000, 3_155_760_000
+# Reasons and messages: https://cloud.google.com/storage/docs/json_api/v1/status-codes
+_KEY_FAULTS = {
+    "malformed": (400, "Invalid argument.", "invalid"),
+    "location": (400, "Cloud KMS key location not allowed.", "cloudKmsKeyLocationNotAllowed"),
+    "missing": (400, "Cloud KMS encryption key not found.", "cloudKmsEncryptionKeyNotFound"),
+    "disabled": (400, "Cloud KMS key is disabled, destroyed, or scheduled to be destroyed.", "cloudKmsDisabledKey"),
+    "denied": (
+        403,
+        "Permission denied on Cloud KMS key. Please ensure that your Cloud Storage service account has been authorized "
+        "to use this key.",
+        "forbidden",
+    ),
+}
 _EVERYBODY = {"allUsers", "allAuthenticatedUsers"}
 # What the server decides, whatever a client sends back.
 _SERVER_FIELDS = {"kind", "id", "selfLink", "projectNumber", "timeCreated", "updated", "metageneration", "etag"}
@@ -57,8 +71,8 @@ def _precondition() -> ApiError:
     return ApiError(412, "At least one of the pre-conditions you specified did not hold.")
 
 
-def _complete(bucket: Resource) -> None:
-    """Fills in Google's defaults and raises `ApiError` 400 for settings that Google refuses."""
+def _complete(call: Call, bucket: Resource, before: Resource) -> None:
+    """Fills in Google's defaults and raises `ApiError` for settings, or changes to them, that Google refuses."""
     access = bucket.setdefault("iamConfiguration", {})
     uniform = bool(access.get("uniformBucketLevelAccess", {}).get("enabled"))
     access["uniformBucketLevelAccess"] = access.get("uniformBucketLevelAccess", {}) | {"enabled": uniform}
@@ -74,10 +88,64 @@ def _complete(bucket: Resource) -> None:
     soft |= {"retentionDurationSeconds": str(seconds), "effectiveTime": soft.get("effectiveTime", now())}
     for rule in bucket.get("lifecycle", {}).get("rule", []):
         _check_rule(rule.get("action", {}), rule.get("condition", {}))
+    _complete_encryption(call, bucket, before)
+    _complete_retention(bucket, before.get("retentionPolicy", {}))
+    _complete_autoclass(bucket, before.get("autoclass", {}))
     if bucket.get("lifecycle") == {} or bucket.get("lifecycle", {}).get("rule") == []:
         del bucket["lifecycle"]
     if bucket.get("labels") == {}:
         del bucket["labels"]
+
+
+def _complete_encryption(call: Call, bucket: Resource, before: Resource) -> None:
+    """A key is looked at when it is set: https://cloud.google.com/storage/docs/encryption/customer-managed-keys."""
+    key = bucket.get("encryption", {}).get("defaultKmsKeyName")
+    if not key:
+        bucket.pop("encryption", None)
+    elif key != before.get("encryption", {}).get("defaultKmsKeyName"):
+        location = bucket["location"].lower()
+        fault = kms.fault_of(call.cloud, key, bucket["_project"], "storage.googleapis.com", {location})
+        if fault:
+            code, message, reason = _KEY_FAULTS[fault]
+            raise ApiError(code, message, reason=reason)
+
+
+def _complete_retention(bucket: Resource, before: Resource) -> None:
+    """https://cloud.google.com/storage/docs/bucket-lock; Google has it on a bucket without versions only."""
+    policy = bucket.get("retentionPolicy") or {}
+    seconds, held = int(policy.get("retentionPeriod") or 0), int(before.get("retentionPeriod") or 0)
+    if before.get("isLocked") and seconds < held:
+        raise ApiError(403, "Cannot reduce retention duration of a locked Retention Policy for bucket.")
+    if not policy:
+        bucket.pop("retentionPolicy", None)
+        return
+    if not 0 < seconds < _CENTURY_SECONDS:
+        raise ApiError(400, "retentionPolicy.retentionPeriod must be more than 0 and less than 100 years.")
+    if bucket.get("versioning", {}).get("enabled"):
+        raise ApiError(400, "Retention policies and object versioning cannot be on the same bucket.")
+    effective = before.get("effectiveTime") if seconds == held else None
+    bucket["retentionPolicy"] = {"retentionPeriod": str(seconds), "effectiveTime": effective or now()}
+    if before.get("isLocked"):
+        bucket["retentionPolicy"]["isLocked"] = True
+
+
+def _complete_autoclass(bucket: Resource, before: Resource) -> None:
+    """https://cloud.google.com/storage/docs/autoclass."""
+    sent = bucket.get("autoclass") or {}
+    if not sent.get("enabled"):
+        if sent.get("terminalStorageClass") and not before:
+            raise ApiError(400, "autoclass.terminalStorageClass goes with autoclass.enabled only.")
+        bucket.pop("autoclass", None)
+        return
+    rules = bucket.get("lifecycle", {}).get("rule", [])
+    if bucket["storageClass"] != "STANDARD":
+        raise ApiError(400, "The storage class of a bucket with Autoclass must be STANDARD.")
+    if any(r["action"]["type"] == "SetStorageClass" or "matchesStorageClass" in r["condition"] for r in rules):
+        raise ApiError(400, "Autoclass goes with neither SetStorageClass nor matchesStorageClass in lifecycle rules.")
+    if sent.get("terminalStorageClass", "NEARLINE") not in ("NEARLINE", "ARCHIVE"):
+        raise ApiError(400, "autoclass.terminalStorageClass must be NEARLINE or ARCHIVE.")
+    filled = {"toggleTime": now(), "terminalStorageClass": "NEARLINE", "terminalStorageClassUpdateTime": now()}
+    bucket["autoclass"] = filled | sent
 
 
 def _check_rule(action: Resource, condition: Resource) -> None:
@@ -119,7 +187,7 @@ def _insert_bucket(call: Call) -> Resource:
         "etag": "CAE=",
         "_project": project,
     }
-    _complete(bucket)
+    _complete(call, bucket, {})
     call.state.resources[f"storage/{name}"] = bucket
     call.state.objects[name] = {}
     owners = [f"projectEditor:{project}", f"projectOwner:{project}"]
@@ -137,6 +205,18 @@ def _quoted(name: str) -> str:
 
 def _generation() -> str:
     return str(time.time_ns() // 1000)
+
+
+@serves(
+    "storage.projects.serviceAccount.get",
+    permission="resourcemanager.projects.get",
+    resources=lambda call: [f"projects/{call.parameters['projectId']}"],
+)
+def _service_agent(call: Call) -> Resource:
+    """Names Cloud Storage's own account, which the first call makes."""
+    project = call.parameters["projectId"]
+    agent = kms.make_agent(call.state, project, "storage.googleapis.com")
+    return {"kind": "storage#serviceAccount", "email_address": agent["email"]}
 
 
 @serves("storage.buckets.get", permission="storage.buckets.get", resources=_of_bucket)
@@ -164,7 +244,7 @@ def _change_bucket(call: Call) -> Resource:
     sent = {field: value for field, value in body.items() if field not in _SERVER_FIELDS}
     kept = {field: value for field, value in bucket.items() if field in _SERVER_FIELDS or field.startswith("_")}
     changed = patched(bucket, sent) if call.verb == "patch" else kept | sent
-    _complete(changed)
+    _complete(call, changed, bucket)
     metageneration = int(bucket["metageneration"]) + 1
     changed |= {"metageneration": str(metageneration), "updated": now(), "etag": fingerprint(metageneration)}
     call.state.resources[f"storage/{name}"] = changed
@@ -293,6 +373,7 @@ def _delete_object(call: Call) -> Any:
     bucket, name, generation = _bucket_name(call), call.parameters["object"], call.parameters.get("generation")
     found = _object(call, bucket, name, generation)
     _check_generation(call, found)
+    _check_retained(call, bucket, found)
     if generation is None and _versioned(call, bucket):
         found["timeDeleted"] = now()
     else:
@@ -301,6 +382,18 @@ def _delete_object(call: Call) -> Any:
 
 def _versioned(call: Call, bucket: str) -> bool:
     return bool(_need(call, bucket).get("versioning", {}).get("enabled"))
+
+
+def _check_retained(call: Call, bucket: str, version: Resource) -> None:
+    """Raises `ApiError` 403 while the bucket's retention policy keeps an object."""
+    policy = _need(call, bucket).get("retentionPolicy")
+    if policy and float(version["generation"]) / 1e6 + int(policy["retentionPeriod"]) > time.time():
+        raise ApiError(
+            403,
+            f"Object '{bucket}/{version['name']}' is subject to bucket's retention policy or object retention and "
+            "cannot be deleted or overwritten until its retention period has passed.",
+            reason="retentionPolicyNotMet",
+        )
 
 
 def _purge(call: Call, bucket: str, name: str, version: Resource) -> None:
@@ -417,6 +510,7 @@ async def _store(call: Call, bucket: str, blob: str, metadata: Resource) -> Reso
         if current:
             # Replacing is deleting, as far as permissions go.
             call.cloud.access.require(call.principal, "storage.objects.delete", _of_bucket(call))
+            _check_retained(call, bucket, current)
     except ApiError:
         file.unlink()
         raise

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Node
 
+# A key is given without the version in use, which Google names beside it.
+KEY_VERSION = re.compile(r"(?<=/cryptoKeys/)([^/]+)/cryptoKeyVersions/\d+$")
 COMPUTE_URL = re.compile(r"https://(www|compute)\.googleapis\.com/compute/\w+/")
 SECRET_FIELD = re.compile(r"password$|^rawKey$|^rsaEncryptedKey$|privateKey$|clientKey$|secret$", re.IGNORECASE)
 MASK = "VALUE_NOT_SHOWN"
@@ -49,7 +51,7 @@ class Rules:
 
 def normalise_link(text: str, project: str) -> str:
     """Return a full or partial link of a Compute Engine resource as `projects/...`, any other text as it is."""
-    path = COMPUTE_URL.sub("", text)
+    path = KEY_VERSION.sub(r"\1", COMPUTE_URL.sub("", text))
     return f"projects/{project}/{path}" if path.startswith(("global/", "regions/", "zones/")) else path
 
 

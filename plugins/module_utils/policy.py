@@ -9,8 +9,9 @@ import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
@@ -34,7 +35,30 @@ RESOURCES = {
     "storage.buckets": ("storage.v1", "buckets"),
     "secretmanager.secrets": ("secretmanager.v1", "projects.secrets"),
     "iam.serviceAccounts": ("iam.v1", "projects.serviceAccounts"),
+    "cloudkms.cryptoKeys": ("cloudkms.v1", "projects.locations.keyRings.cryptoKeys"),
 }
+
+
+class Agent(NamedTuple):
+    """The account through which a service of Google's acts in a project, and the method that makes it.
+
+    It is made by enabling the service where there is no method.
+    """
+
+    domain: str
+    method: tuple[str, str, str] | None = None
+
+
+# https://cloud.google.com/iam/docs/service-agents, https://cloud.google.com/sql/docs/postgres/configure-cmek,
+# https://cloud.google.com/storage/docs/getting-service-agent
+AGENTS = {
+    "compute.googleapis.com": Agent("compute-system"),
+    "sqladmin.googleapis.com": Agent(
+        "gcp-sa-cloud-sql", ("serviceusage.v1beta1", "services", "generateServiceIdentity")
+    ),
+    "storage.googleapis.com": Agent("gs-project-accounts", ("storage.v1", "projects.serviceAccount", "get")),
+}
+AGENT_PREFIX = "serviceAgent:"
 
 # Role and condition, the latter as JSON: what makes a binding.
 Key = tuple[str, str]
@@ -47,6 +71,12 @@ class Wish:
     kind: str
     name: str
     entries: list[Json] = field(default_factory=list)
+
+    @property
+    def agents(self) -> set[str]:
+        """Services whose agents are named as members."""
+        members = (m for entry in self.entries for binding in entry.get("bindings") or [] for m in binding["members"])
+        return {member.removeprefix(AGENT_PREFIX) for member in members if member.startswith(AGENT_PREFIX)}
 
     @property
     def title(self) -> str:
@@ -70,6 +100,25 @@ def _living(member: str) -> str:
     https://cloud.google.com/iam/docs/principal-identifiers#deleted-principals
     """
     return member.removeprefix("deleted:").partition("?uid=")[0] if member.startswith("deleted:") else member
+
+
+def with_agents(entries: list[Json], number: str) -> list[Json]:
+    """Return the entries with the services' agents by their addresses in the project of that number."""
+
+    def address(member: str) -> str:
+        agent = AGENTS.get(member.removeprefix(AGENT_PREFIX)) if member.startswith(AGENT_PREFIX) else None
+        return f"serviceAccount:service-{number}@{agent.domain}.iam.gserviceaccount.com" if agent else member
+
+    return [
+        {
+            **entry,
+            "bindings": [
+                {**binding, "members": [address(member) for member in binding["members"]]}
+                for binding in entry.get("bindings") or []
+            ],
+        }
+        for entry in entries
+    ]
 
 
 def desired_policy(policy: Json, entries: list[Json]) -> Json:
@@ -176,7 +225,7 @@ class PolicyOf:
         return {
             "resource": self.cloud.project,
             "bucket": self.wish.name,
-            "+resource": full_name.format(**scope) if full_name else "",
+            "+resource": full_name.format(**scope) if full_name else self.wish.name,
         }
 
     def read(self) -> Json:
@@ -200,6 +249,26 @@ class PolicyOf:
                 return {}
             raise
 
+    def _number(self) -> str:
+        """Return the project's number, which an empty project does not tell in check mode."""
+        try:
+            return self.cloud.project_number()
+        except ApiError as error:
+            if self.cloud.check_mode and error.service_disabled:
+                return "project-number"
+            raise
+
+    def make_agents(self) -> None:
+        """Make the agents that are named; Google answers with the one that is there, where there is one."""
+        for service in sorted(self.wish.agents):
+            made_by = AGENTS[service].method
+            if made_by:
+                called, purpose = method(*made_by), f"Making the service agent of {service}"
+                parent = f"projects/{self.cloud.project_number()}/services/{service}"
+                answer = self.cloud.call(called, {"projectId": self.cloud.project, "+parent": parent}, purpose)
+                if called.response == "Operation":
+                    operations.wait(self.cloud, made_by[0], answer, purpose)
+
     def write(self, policy: Json) -> None:
         """Replace the policy; Google refuses when its etag is no longer the current one."""
         policy = {**policy, "version": POLICY_VERSION}
@@ -214,7 +283,8 @@ class PolicyOf:
     def ensure(self) -> list[Difference]:
         """Bring the policy to what is wanted and return what differed."""
         policy = self.read()
-        desired = desired_policy(policy, self.wish.entries)
+        entries = with_agents(self.wish.entries, self._number()) if self.wish.agents else self.wish.entries
+        desired = desired_policy(policy, entries)
         first = policy_differences(policy, desired)
         known_by = self.cloud.clock() + PROPAGATION_SECONDS
         attempt = 0
@@ -222,6 +292,7 @@ class PolicyOf:
             if self.cloud.check_mode or not policy_differences(policy, desired):
                 break
             try:
+                self.make_agents()
                 self.write(desired)
                 break
             except (ApiError, AmbiguousError) as error:
@@ -232,7 +303,7 @@ class PolicyOf:
                     raise
             self.cloud.sleep(pause)
             policy = self.read()
-            desired = desired_policy(policy, self.wish.entries)
+            desired = desired_policy(policy, entries)
         return first
 
 
@@ -250,7 +321,11 @@ def ensure_policies(cloud: Session, policies: list[Json]) -> Json:
             raise CloudError(f"resource.name is missing, the name of the {kind} whose policy it is")
         elif entry.get("audit_configs") is not None:
             raise CloudError(f"{kind} {name}: audit_configs belong to the project, move them to an entry of that kind")
-        wishes.setdefault((kind, name), Wish(kind, name)).entries.append(entry)
+        wish = wishes.setdefault((kind, name), Wish(kind, name))
+        wish.entries.append(entry)
+        unknown = sorted(wish.agents - AGENTS.keys())
+        if unknown:
+            raise CloudError(f"{AGENT_PREFIX}{unknown[0]}: no such agent is known; known are {', '.join(AGENTS)}")
     with ThreadPoolExecutor(THREADS) as pool:
         outcomes = list(pool.map(lambda wish: _outcome(cloud, wish), wishes.values()))
     members = [member for member in outcomes if isinstance(member, dict)]

@@ -38,7 +38,11 @@ PERMISSIONS = {
         "servicenetworking.services.addPeering",
     ),
     "roles/compute.securityAdmin": ("compute.firewalls.create",),
-    "roles/compute.instanceAdmin.v1": ("compute.disks.create", "compute.instances.create"),
+    "roles/compute.instanceAdmin.v1": (
+        "compute.disks.create",
+        "compute.instances.create",
+        "compute.resourcePolicies.create",
+    ),
     "roles/iam.serviceAccountAdmin": ("iam.serviceAccounts.create",),
     "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs",),
     "roles/storage.admin": ("storage.buckets.create",),
@@ -71,6 +75,7 @@ SPARED_PERMISSIONS = {
 }
 # What a problem about them is named after.
 PERMISSIONS_OF = "permissions in platform_project"
+PERMISSIONS_OF_KEY = "permissions on platform_kms_key"
 
 # https://cloud.google.com/resource-manager/docs/creating-managing-projects#before_you_begin
 _PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
@@ -81,6 +86,8 @@ _RESOURCE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _BUCKET = re.compile(r"[a-z0-9][-_a-z0-9]{1,61}[a-z0-9]")
 # https://cloud.google.com/bigquery/docs/datasets#dataset-naming
 _DATASET = re.compile(r"[A-Za-z0-9_]{1,1024}")
+# https://cloud.google.com/kms/docs/getting-resource-ids
+_KEY = re.compile(r"projects/[^/\s]+/locations/([^/\s]+)/keyRings/[\w-]{1,63}/cryptoKeys/[\w-]{1,63}")
 _DOMAIN_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s\"'<>]+@[^@\s\"'<>]+\.[^@\s\"'<>.]+")
 # https://cloud.google.com/compute/docs/labeling-resources#requirements
@@ -194,6 +201,7 @@ def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[P
     _check_existing(checker)
     _check_reach(checker)
     _check_machines(checker)
+    _check_key(checker)
     _check_removal(checker)
     return (
         checker.problems + check_dynamic_inventory(variables, inventory_dir) + check_where_set(variables, inventory_dir)
@@ -353,6 +361,16 @@ def _check_machines(checker: _Checker) -> None:
             f"not a release from {lowest} on; older ones have known holes in authentication",
             f"leave mlflow_version out, or write {lowest} or newer",
         )
+
+
+def _check_key(checker: _Checker) -> None:
+    key, region = checker.variables.get("platform_kms_key"), checker.variables.get("platform_region")
+    fix = f"write projects/<project>/locations/{region}/keyRings/<ring>/cryptoKeys/<key>, or leave it out"
+    if key and checker.matches("platform_kms_key", _KEY, "not the full name of a key, without a version", fix):
+        location = str(key).split("/")[3]
+        if region and location != region:
+            problem = f"in {location}, and bucket, database and disk need a key in their own region, {region}"
+            checker.add("platform_kms_key", problem, fix)
 
 
 def _check_removal(checker: _Checker) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.preflight import (
     PERMISSIONS,
     PERMISSIONS_OF,
+    PERMISSIONS_OF_KEY,
     SPARED_PERMISSIONS,
     Problem,
     bucket_variables,
@@ -33,6 +34,7 @@ Finding = Problem | str
 THREADS = 8
 _PROJECTS = "https://cloudresourcemanager.googleapis.com/v1/projects"
 _ACT_AS = "iam.serviceAccounts.actAs"
+_KEY_PERMISSIONS = ["cloudkms.cryptoKeys.getIamPolicy", "cloudkms.cryptoKeys.setIamPolicy"]
 _LABEL = "mlflow-deployment"
 # The name that Google gives the peering of private services access in the network.
 _PEERING = "servicenetworking-googleapis-com"
@@ -125,6 +127,7 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         "router": f"{region}/routers/{name}",
         "address": f"{region}/addresses/{name}",
         "server": f"{zone}/instances/{get['server_name']}",
+        "disk": f"{zone}/disks/{get['server_name']}",
         "sql instance": f"https://sqladmin.googleapis.com/v1/projects/{project}/instances/{get['sql_instance']}",
         "bucket": f"https://storage.googleapis.com/storage/v1/b/{get['bucket']}",
         "account": account,
@@ -140,8 +143,16 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
             urls[f"user {get['sql_user']}"] = f"{urls['sql instance']}/users/{get['sql_user']}"
     if get["dns_zone"]:
         urls["zone"] = f"https://dns.googleapis.com/dns/v1/projects/{project}/managedZones/{get['dns_zone']}"
+    of_key: dict[str, tuple[Any, ...]] = {}
+    if get["kms_key"]:
+        key = f"https://cloudkms.googleapis.com/v1/{get['kms_key']}"
+        of_key = {
+            "key": (key,),
+            "permissions on the key": (f"{key}:testIamPermissions", {"permissions": _KEY_PERMISSIONS}),
+        }
     wanted = sorted(permission for permissions in _needed_permissions(variables).values() for permission in permissions)
     return {question: (url,) for question, url in urls.items()} | {
+        **of_key,
         "permissions": (f"{_PROJECTS}/{project}:testIamPermissions", {"permissions": wanted}),
         # It may have been given on the servers' account alone.
         "permissions on the account": (f"{account}:testIamPermissions", {"permissions": [_ACT_AS]}),
@@ -239,6 +250,9 @@ def _clashes(seen: Seen) -> Iterator[Finding]:
     labelled = {f"the machine {seen['server_name']}": seen.found("server")}
     labelled |= {f"the {question}": seen.found(question) for question in seen.answers if question.startswith("secret ")}
     labelled[f"the bucket {seen['log_store']}"] = seen.found("log bucket")
+    if not seen.found("server"):
+        # A machine of ours has its disk, labelled or not.
+        labelled[f"the disk {seen['server_name']}"] = seen.found("disk")
     if not seen["existing_bucket"]:
         labelled[f"the bucket {seen['bucket']}"] = seen.found("bucket")
     sql = seen.found("sql instance")
@@ -397,6 +411,29 @@ def _not_there(seen: Seen, variable: str, what: str, listing: str) -> Problem:
     )
 
 
+def _key(seen: Seen) -> Iterator[Finding]:
+    """Look at the key before anything is encrypted with it: without it, the data is gone."""
+    if not seen["kms_key"]:
+        return
+    status, body = seen.answers["key"]
+    held = (seen.found("permissions on the key") or {}).get("permissions", [])
+    lacking = sorted({*_KEY_PERMISSIONS} - {*held})
+    state = body.get("primary", {}).get("state")
+    if _service_disabled(body):
+        yield f"Cloud KMS is not enabled yet: whether {seen['kms_key']} can be used was not checked."
+    elif status != 200:
+        problem = f"the key cannot be read with these credentials: {_message(status, body)}"
+        fix = "write one that is there, or have roles/cloudkms.admin granted on it to the account you use"
+        yield seen.problem("platform_kms_key", problem, fix)
+    elif body.get("purpose") != "ENCRYPT_DECRYPT" or state != "ENABLED":
+        problem = f"the key is for {body.get('purpose')} and its primary version is {state}"
+        yield seen.problem("platform_kms_key", problem, "enable its primary version, or write another key")
+    elif lacking:
+        problem = f"these credentials lack {', '.join(lacking)} on the key"
+        fix = "have roles/cloudkms.admin granted on the key to the account you are logged in with"
+        yield Problem(PERMISSIONS_OF_KEY, repr(seen["kms_key"]), problem, fix)
+
+
 def _quotas(seen: Seen) -> Iterator[Finding]:
     """What is still to be made, against what is left. What a quota does not count for is found when it is made."""
     sides = {"platform_project": seen.found("project quotas"), "platform_region": seen.found("region")}
@@ -416,7 +453,7 @@ def _quotas(seen: Seen) -> Iterator[Finding]:
             "platform_region",
             _DISK_QUOTAS.get(seen.variables["gcp_instance_disk_type"], ""),
             seen["disk_size_gib"],
-            ["server"],
+            ["disk"],
         ),
     ]
     for variable, metric, each, made in counted:
@@ -475,6 +512,7 @@ PROVISION_CHECKS = (
     _existing_sql_instance,
     _existing_service_account,
     _zone,
+    _key,
     _quotas,
     _ranges,
     _domain,

@@ -405,11 +405,20 @@ class Resource:
         value = self.compare.without_outputs(value, self.node.child(key))
         if setter.style == "query":
             self.send(setter.method, f"Setting {key} of", None, {key: str(bool(value)).lower()})
+        elif setter.style == "members":
+            self._set_members(key, setter, value or [], actual.get(key) or [])
         elif setter.style == "wrapped":
             token = {setter.fingerprint: actual.get(setter.fingerprint)} if setter.fingerprint else {}
             self.send(setter.method, f"Setting {key} of", {key: value, **token})
         else:
             self.send(setter.method, f"Setting {key} of", value or {})
+
+    def _set_members(self, key: str, setter: Setter, wanted: list[str], actual: list[str]) -> None:
+        """Take away first: a list may be full."""
+        after, before = ({normalise_link(one, self.cloud.project) for one in side} for side in (wanted, actual))
+        for name, members in ((setter.removal, before - after), (setter.method, after - before)):
+            for member in sorted(members):
+                self.send(str(name), f"Setting {key} of", {key: [member]})
 
     def _patch(self, changes: Json, merged: Json, actual: Json) -> None:
         update = self.kind.update or "patch"

@@ -9,7 +9,7 @@ short_description: Grant Google Cloud IAM roles and configure audit logs
 version_added: 0.1.0
 description:
   - Adds members to roles, takes them away, or makes the members of the named roles exactly those given, on a project,
-    bucket, secret or service account.
+    bucket, secret, service account or key.
   - The policy is read, changed and written with its etag, and the change is made again when another writer was
     faster.
   - Roles and audited services that are not named are never touched.
@@ -34,9 +34,13 @@ options:
             description: Kind of the resource.
             type: str
             required: true
-            choices: [project, storage.buckets, secretmanager.secrets, iam.serviceAccounts]
+            choices: [project, storage.buckets, secretmanager.secrets, iam.serviceAccounts, cloudkms.cryptoKeys]
           name:
-            description: Name of the resource, the account ID of a service account. Not used for the project.
+            description:
+              - Name of the resource, the account ID of a service account.
+              - A key goes by its full name,
+                C(projects/<project>/locations/<location>/keyRings/<ring>/cryptoKeys/<key>).
+              - Not used for the project.
             type: str
       bindings:
         description: Roles and their members.
@@ -49,7 +53,11 @@ options:
             type: str
             required: true
           members:
-            description: Members with their type, C(serviceAccount:<email>), C(user:<email>), C(group:<email>).
+            description:
+              - Members with their type, C(serviceAccount:<email>), C(user:<email>), C(group:<email>).
+              - C(serviceAgent:<service>) is the account through which a service of Google's acts in the project, one of
+                V(serviceAgent:compute.googleapis.com), V(serviceAgent:sqladmin.googleapis.com) and
+                V(serviceAgent:storage.googleapis.com). It is made where it is not there yet.
             type: list
             elements: str
             required: true
@@ -100,7 +108,7 @@ options:
         description: See O(policies[].resource.kind).
         type: str
         required: true
-        choices: [project, storage.buckets, secretmanager.secrets, iam.serviceAccounts]
+        choices: [project, storage.buckets, secretmanager.secrets, iam.serviceAccounts, cloudkms.cryptoKeys]
       name:
         description: See O(policies[].resource.name).
         type: str
@@ -170,6 +178,16 @@ EXAMPLES = r"""
         bindings:
           - role: roles/storage.objectUser
             members: ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
+
+- name: Let a bucket be encrypted with a key of one's own
+  mlops.mlflow_gcp.gcp_iam:
+    project: my-project
+    resource:
+      kind: cloudkms.cryptoKeys
+      name: projects/my-keys/locations/europe-west1/keyRings/mlflow/cryptoKeys/mlflow
+    bindings:
+      - role: roles/cloudkms.cryptoKeyEncrypterDecrypter
+        members: ["serviceAgent:storage.googleapis.com"]
 
 - name: Log who reads secrets
   mlops.mlflow_gcp.gcp_iam:

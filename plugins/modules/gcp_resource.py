@@ -34,10 +34,12 @@ options:
         choices: &kinds
           - bigquery.datasets
           - compute.addresses
+          - compute.disks
           - compute.firewalls
           - compute.globalAddresses
           - compute.instances
           - compute.networks
+          - compute.resourcePolicies
           - compute.routers
           - compute.subnetworks
           - dns.resourceRecordSets

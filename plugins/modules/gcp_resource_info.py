@@ -26,6 +26,7 @@ options:
       - compute.globalAddresses
       - compute.instances
       - compute.networks
+      - compute.resourcePolicies
       - compute.routers
       - compute.snapshots
       - compute.subnetworks

@@ -110,8 +110,9 @@ def main() -> None:
         problems, notes = check_cloud(variables, str(inventory_dir), for_removal=module.params["for_removal"])
         if module.check_mode:
             # Whoever only looks need not be able to change anything.
-            notes += [problem.problem for problem in problems if problem.variable == preflight.PERMISSIONS_OF]
-            problems = [problem for problem in problems if problem.variable != preflight.PERMISSIONS_OF]
+            about = (preflight.PERMISSIONS_OF, preflight.PERMISSIONS_OF_KEY)
+            notes += [problem.problem for problem in problems if problem.variable in about]
+            problems = [problem for problem in problems if problem.variable not in about]
         for note in notes:
             module.warn(note)
     if problems:

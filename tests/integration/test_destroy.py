@@ -29,8 +29,8 @@ NAMED = {"bucket": BUCKET, "database": NAME, "logs": LOGS}
 WHOLE = (*CONFIRMED, *(part for what, name in NAMED.items() for part in ("-e", f"platform_destroy_{what}={name}")))
 LISTS = [
     *(f"{COMPUTE}/global/{kind}" for kind in ("networks", "firewalls", "addresses")),
-    *(f"{COMPUTE}/regions/europe-west1/{kind}" for kind in ("subnetworks", "routers", "addresses")),
-    f"{COMPUTE}/zones/europe-west1-b/instances",
+    *(f"{COMPUTE}/regions/europe-west1/{kind}" for kind in ("subnetworks", "routers", "addresses", "resourcePolicies")),
+    *(f"{COMPUTE}/zones/europe-west1-b/{kind}" for kind in ("instances", "disks")),
     f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances",
     f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets",
     f"https://iam.googleapis.com/v1/projects/{PROJECT}/serviceAccounts",

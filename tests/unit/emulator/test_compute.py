@@ -210,3 +210,101 @@ def test_a_resource_cannot_be_used_before_it_is_made(cloud: Any, direct: Any) ->
     assert cloud.refused("POST", f"{REGION}/subnetworks", body)["errors"][0]["reason"] == "resourceNotReady"
     assert cloud.call("POST", f"{slow['selfLink']}/wait")["status"] == "DONE"
     insert(cloud, f"{REGION}/subnetworks", body)
+
+
+def schedule(**changes: Any) -> dict[str, Any]:
+    daily = {"dailySchedule": {"daysInCycle": 1, "startTime": "04:00"}}
+    policy = {"schedule": daily, "retentionPolicy": {"maxRetentionDays": 14}}
+    return {"name": "daily", "snapshotSchedulePolicy": policy | changes}
+
+
+def boot_disk(**changes: Any) -> dict[str, Any]:
+    return {"name": "mlflow-1", "sourceImage": "projects/debian-cloud/global/images/family/debian-12"} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"schedule": {"dailySchedule": {"daysInCycle": 1, "startTime": "05:00"}}}, 400),
+        ({"schedule": {"dailySchedule": {"daysInCycle": 2, "startTime": "04:00"}}}, 400),
+        ({"schedule": {}}, 501),
+        ({"retentionPolicy": {}}, 400),
+        ({"retentionPolicy": {"maxRetentionDays": 0}}, 400),
+        ({"snapshotProperties": {"storageLocations": ["us", "eu"]}}, 400),
+        ({"snapshotProperties": {"labels": {"Team": "a"}}}, 400),
+    ],
+)
+def test_a_snapshot_schedule_that_google_refuses_is_refused(cloud: Any, changes: dict[str, Any], code: int) -> None:
+    assert cloud.refused("POST", f"{REGION}/resourcePolicies", schedule(**changes))["code"] == code
+
+
+def test_a_snapshot_schedule_changes_but_for_where_snapshots_are_kept(cloud: Any) -> None:
+    kept = {"snapshotProperties": {"storageLocations": ["us-central1"]}}
+    policy = insert(cloud, f"{REGION}/resourcePolicies", schedule(**kept))
+    described = policy["snapshotSchedulePolicy"]
+    assert (policy["kind"], policy["status"]) == ("compute#resourcePolicy", "READY")
+    assert described["retentionPolicy"]["onSourceDiskDelete"] == "KEEP_AUTO_SNAPSHOTS"
+    cloud.done(
+        cloud.call(
+            "PATCH",
+            policy["selfLink"],
+            {"snapshotSchedulePolicy": {"retentionPolicy": {"maxRetentionDays": 7}}},
+        )
+    )
+    assert cloud.call("GET", policy["selfLink"])["snapshotSchedulePolicy"]["retentionPolicy"]["maxRetentionDays"] == 7
+    elsewhere = {"snapshotSchedulePolicy": {"snapshotProperties": {"storageLocations": ["us-east1"]}}}
+    assert "storageLocations cannot be changed" in cloud.refused("PATCH", policy["selfLink"], elsewhere)["message"]
+
+
+def test_a_disk_has_one_schedule_of_its_region_which_is_then_in_use(cloud: Any) -> None:
+    policy = insert(cloud, f"{REGION}/resourcePolicies", schedule())["selfLink"]
+    other = insert(cloud, f"{REGION}/resourcePolicies", schedule() | {"name": "other"})["selfLink"]
+    far = insert(cloud, f"{BASE}/regions/us-east1/resourcePolicies", schedule())["selfLink"]
+    disk = insert(cloud, f"{ZONE}/disks", boot_disk())
+    assert (disk["sizeGb"], disk["type"].rpartition("/")[2], disk["status"]) == ("10", "pd-standard", "READY")
+    add, remove = (f"{disk['selfLink']}/{verb}ResourcePolicies" for verb in ("add", "remove"))
+    assert cloud.refused("POST", add, {"resourcePolicies": [far]})["code"] == 400
+    assert cloud.refused("POST", remove, {"resourcePolicies": [policy]})["code"] == 400
+    cloud.done(cloud.call("POST", add, {"resourcePolicies": [policy]}))
+    assert cloud.refused("POST", add, {"resourcePolicies": [other]})["code"] == 400
+    assert cloud.refused("DELETE", policy)["errors"][0]["reason"] == "resourceInUseByAnotherResource"
+    cloud.done(cloud.call("POST", remove, {"resourcePolicies": [policy]}))
+    cloud.done(cloud.call("DELETE", policy))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sizeGb": "5"}, {"sizeGb": "70000"}, {"type": "zones/us-central1-b/diskTypes/tape"}, {"sourceImage": "absent"}],
+)
+def test_a_disk_that_google_refuses_is_refused(cloud: Any, changes: dict[str, Any]) -> None:
+    assert cloud.refused("POST", f"{ZONE}/disks", boot_disk(**changes))["code"] in (400, 404)
+
+
+@pytest.mark.usefixtures("subnetwork")
+def test_an_instance_boots_from_a_disk_that_is_there_and_free(cloud: Any) -> None:
+    disk = insert(cloud, f"{ZONE}/disks", boot_disk(sizeGb="50"))
+    attached = {"boot": True, "autoDelete": True, "source": disk["selfLink"]}
+    both = attached | {"initializeParams": {"diskSizeGb": "50"}}
+    assert "without source" in cloud.refused("POST", f"{ZONE}/instances", machine(disks=[both]))["message"]
+    instance = insert(cloud, f"{ZONE}/instances", machine(disks=[attached]))
+    assert (instance["disks"][0]["source"], instance["disks"][0]["diskSizeGb"]) == (disk["selfLink"], "50")
+    assert cloud.call("GET", disk["selfLink"])["users"] == [instance["selfLink"]]
+    second = machine(name="mlflow-2", disks=[attached])
+    assert "already being used" in cloud.refused("POST", f"{ZONE}/instances", second)["message"]
+    assert cloud.refused("DELETE", disk["selfLink"])["errors"][0]["reason"] == "resourceInUseByAnotherResource"
+    cloud.done(cloud.call("DELETE", instance["selfLink"]))
+    assert cloud.refused("GET", disk["selfLink"])["code"] == 404
+
+
+@pytest.mark.usefixtures("subnetwork")
+def test_a_confidential_machine_has_its_type_and_stops_for_its_host(cloud: Any) -> None:
+    config = {"confidentialInstanceConfig": {"confidentialInstanceType": "SEV"}}
+    stops = {"scheduling": {"onHostMaintenance": "TERMINATE"}}
+    small = config | {"machineType": "zones/us-central1-b/machineTypes/n2d-standard-2"}
+    assert "does not support" in cloud.refused("POST", f"{ZONE}/instances", machine(**config, **stops))["message"]
+    assert "Must be TERMINATE" in cloud.refused("POST", f"{ZONE}/instances", machine(**small))["message"]
+    assert "items" not in cloud.call("GET", f"{ZONE}/disks")
+    made = insert(cloud, f"{ZONE}/instances", machine(**small, **stops))
+    assert made["confidentialInstanceConfig"]["enableConfidentialCompute"] is True
+    migrates = {"onHostMaintenance": "MIGRATE"}
+    assert cloud.refused("POST", f"{made['selfLink']}/setScheduling", migrates)["code"] == 400

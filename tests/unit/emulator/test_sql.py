@@ -15,6 +15,7 @@ SQL = "https://sqladmin.googleapis.com/v1/projects/demo-project"
 INSTANCE = f"{SQL}/instances/mlflow"
 NETWORKING = "https://servicenetworking.googleapis.com"
 CONNECTIONS = f"{NETWORKING}/v1/services/servicenetworking.googleapis.com/connections"
+DENIED = {"startDate": "12-15", "endDate": "01-07", "time": "00:00:00"}
 USER = ACCOUNT.removesuffix(".gserviceaccount.com")
 
 
@@ -87,6 +88,17 @@ def test_an_instance_has_googles_defaults_and_keeps_its_secrets(cloud: Any, inst
         ({"backupConfiguration": {"pointInTimeRecoveryEnabled": True}}, "needs backups"),
         ({"databaseFlags": [{"name": "nonsense", "value": "1"}]}, "Invalid flag name: nonsense"),
         ({"dataDiskSizeGb": "ten"}, "TYPE_INT64"),
+        ({"dataDiskSizeGb": "9"}, "10 to 65536"),
+        ({"dataDiskSizeGb": "50", "storageAutoResizeLimit": "20"}, "no less than the disk"),
+        ({"dataCacheConfig": {"dataCacheEnabled": True}}, "Enterprise Plus"),
+        ({"backupConfiguration": {"enabled": True, "transactionLogRetentionDays": 8}}, "from 1 to 7"),
+        ({"maintenanceWindow": {"hour": 24}}, "hour 24"),
+        ({"insightsConfig": {"queryInsightsEnabled": True, "queryStringLength": 100}}, "from 256 to 4500"),
+        ({"insightsConfig": {"queryInsightsEnabled": True, "queryPlansPerMinute": 21}}, "from 0 to 20"),
+        ({"denyMaintenancePeriods": [DENIED, DENIED]}, "one deny maintenance period"),
+        ({"denyMaintenancePeriods": [DENIED | {"time": None}]}, "needs a time"),
+        ({"denyMaintenancePeriods": [DENIED | {"endDate": "January"}]}, "yyyy-mm-dd"),
+        ({"denyMaintenancePeriods": [DENIED | {"startDate": "2027-01-01", "endDate": "2027-05-01"}]}, "1 to 90 days"),
         ({"storageAutoResize": "yes"}, "TYPE_BOOLEAN"),
     ],
 )
@@ -96,6 +108,31 @@ def test_settings_that_google_refuses_are_refused(
     assert peering
     error = cloud.refused("POST", f"{SQL}/instances", wanted(**changes))
     assert (error["code"], reason in error["message"]) == (400, True), error
+
+
+def test_the_larger_edition_has_a_cache_and_longer_logs(cloud: Any, instance: dict[str, Any]) -> None:
+    assert "dataCacheConfig" not in instance["settings"]
+    larger = {
+        "edition": "ENTERPRISE_PLUS",
+        "tier": "db-perf-optimized-N-2",
+        "dataCacheConfig": {"dataCacheEnabled": True},
+    }
+    cloud.done(cloud.call("PATCH", INSTANCE, {"settings": larger}))
+    settings = cloud.call("GET", INSTANCE)["settings"]
+    assert (settings["tier"], settings["dataCacheConfig"]) == ("db-perf-optimized-N-2", {"dataCacheEnabled": True})
+    logs = {"backupConfiguration": {"enabled": True, "transactionLogRetentionDays": 35}}
+    cloud.done(cloud.call("PATCH", INSTANCE, {"settings": logs}))
+
+
+def test_insights_and_denied_maintenance_are_kept(cloud: Any, instance: dict[str, Any]) -> None:
+    assert "insightsConfig" not in instance["settings"]
+    asked = {"insightsConfig": {"queryInsightsEnabled": True}, "denyMaintenancePeriods": [DENIED]}
+    cloud.done(cloud.call("PATCH", INSTANCE, {"settings": asked}))
+    settings = cloud.call("GET", INSTANCE)["settings"]
+    assert settings["insightsConfig"]["queryStringLength"] == 1024
+    assert settings["denyMaintenancePeriods"] == [DENIED]
+    cloud.done(cloud.call("PATCH", INSTANCE, {"settings": {"insightsConfig": {"queryInsightsEnabled": False}}}))
+    assert "insightsConfig" not in cloud.call("GET", INSTANCE)["settings"]
 
 
 def test_a_patch_merges_and_what_is_fixed_stays(cloud: Any, instance: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from tests.unit.emulator.test_compute import ACCOUNT
 ROOT = "https://storage.googleapis.com"
 BUCKET = f"{ROOT}/storage/v1/b/demo-artifacts"
 UPLOAD = f"{ROOT}/upload/storage/v1/b/demo-artifacts/o"
+ARCHIVING = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 30}}
 
 
 def new_bucket(**settings: Any) -> dict[str, Any]:
@@ -46,6 +47,17 @@ def content(cloud: Any, name: str) -> bytes:
         {"lifecycle": {"rule": [{"action": {"type": "SetStorageClass"}, "condition": {"age": 1}}]}},
         {"lifecycle": {"rule": [{"action": {"type": "Delete"}, "condition": {"ageDays": 1}}]}},
         {"versioning": True},
+        {"encryption": {"defaultKmsKeyName": "my-key"}},
+        {"retentionPolicy": {"retentionPeriod": "0"}},
+        {"retentionPolicy": {"retentionPeriod": "86400"}, "versioning": {"enabled": True}},
+        {"autoclass": {"enabled": True}, "storageClass": "NEARLINE"},
+        {"autoclass": {"enabled": True, "terminalStorageClass": "COLDLINE"}},
+        {"autoclass": {"terminalStorageClass": "ARCHIVE"}},
+        {"autoclass": {"enabled": True}, "lifecycle": {"rule": [ARCHIVING]}},
+        {
+            "autoclass": {"enabled": True},
+            "lifecycle": {"rule": [{"action": {"type": "Delete"}, "condition": {"matchesStorageClass": ["STANDARD"]}}]},
+        },
     ],
 )
 def test_bucket_settings_that_google_refuses_are_refused(cloud: Any, settings: dict[str, Any]) -> None:
@@ -60,6 +72,38 @@ def test_a_bucket_merges_patches_and_counts_them(cloud: Any, bucket: dict[str, A
     assert "labels" not in cloud.call("PATCH", BUCKET, {"labels": {"a": None}})
     assert cloud.refused("PATCH", f"{BUCKET}?ifMetagenerationMatch=1", {})["code"] == 412
     assert cloud.refused("PATCH", BUCKET, {"location": "EU"})["code"] == 400
+
+
+def test_autoclass_has_googles_defaults_and_comes_and_goes(cloud: Any, bucket: dict[str, Any]) -> None:
+    assert "autoclass" not in bucket
+    made = cloud.call("PATCH", BUCKET, {"autoclass": {"enabled": True}})["autoclass"]
+    assert (made["enabled"], made["terminalStorageClass"]) == (True, "NEARLINE")
+    assert cloud.refused("PATCH", BUCKET, {"lifecycle": {"rule": [ARCHIVING]}})["code"] == 400
+    assert "autoclass" not in cloud.call("PATCH", BUCKET, {"autoclass": {"enabled": False}})
+    cloud.call("PATCH", BUCKET, {"lifecycle": {"rule": [ARCHIVING]}})
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_retention_policy_holds_objects_and_can_go_while_it_is_not_locked(cloud: Any) -> None:
+    held = cloud.call("PATCH", BUCKET, {"retentionPolicy": {"retentionPeriod": "86400"}})["retentionPolicy"]
+    assert held["retentionPeriod"] == "86400"
+    assert "isLocked" not in held
+    assert upload(cloud, "model.pkl", b"1").status_code == 200
+    refused = upload(cloud, "model.pkl", b"2")
+    assert (refused.status_code, "retention policy" in refused.json()["error"]["message"]) == (403, True)
+    assert cloud.refused("DELETE", f"{BUCKET}/o/model.pkl")["errors"][0]["reason"] == "retentionPolicyNotMet"
+    assert "retentionPolicy" not in cloud.call("PATCH", BUCKET, {"retentionPolicy": None})
+    assert cloud.operator.delete(f"{BUCKET}/o/model.pkl").status_code == 204
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_locked_retention_policy_only_grows(cloud: Any) -> None:
+    cloud.call("PATCH", BUCKET, {"retentionPolicy": {"retentionPeriod": "86400"}})
+    cloud.server.cloud.state.resources["storage/demo-artifacts"]["retentionPolicy"]["isLocked"] = True
+    for policy in (None, {"retentionPeriod": "3600"}):
+        assert "locked" in cloud.refused("PATCH", BUCKET, {"retentionPolicy": policy})["message"]
+    grown = cloud.call("PATCH", BUCKET, {"retentionPolicy": {"retentionPeriod": "172800"}})["retentionPolicy"]
+    assert (grown["retentionPeriod"], grown["isLocked"]) == ("172800", True)
 
 
 @pytest.mark.usefixtures("bucket")

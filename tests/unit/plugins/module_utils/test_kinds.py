@@ -33,6 +33,7 @@ def node_at(node: Node, path: str) -> Node:
 def test_its_methods_exist(kind):
     offered = methods(kind.api, kind.collection)
     used = {kind.create, "list", *(setter.method for setter in kind.setters.values())}
+    used |= {setter.removal for setter in kind.setters.values() if setter.removal}
     used |= {kind.update} if kind.update else set()
     used |= OTHER_WAYS.get(kind.collection, {"get", "delete"})
     assert used <= offered.keys()
@@ -136,6 +137,10 @@ def test_its_setters_take_what_is_sent(kind):
         called = method(kind.api, kind.collection, setter.method)
         if setter.style == "query":
             assert key in called.query
+        elif setter.style == "members":
+            for name in (setter.method, setter.removal):
+                request = Node.of(kind.api, method(kind.api, kind.collection, name).request)
+                assert request.child(key).type == "array"
         elif setter.style == "wrapped":
             request = Node.of(kind.api, called.request)
             assert key in request.fields

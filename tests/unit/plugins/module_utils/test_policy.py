@@ -12,6 +12,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Cl
 from hypothesis import given
 from hypothesis import strategies as st
 
+KEY = "projects/keys/locations/r/keyRings/ring/cryptoKeys/key"
 SERVER = "serviceAccount:server@demo.iam.gserviceaccount.com"
 CONDITION = {"title": "office hours", "expression": "request.time.getHours() < 18"}
 
@@ -140,11 +141,12 @@ def test_only_exclusive_and_absent_take_what_others_log(mode, wanted, logged):
         ("storage.buckets", "/storage/v1/b/a"),
         ("secretmanager.secrets", "/v1/projects/demo/secrets/a"),
         ("iam.serviceAccounts", "/v1/projects/demo/serviceAccounts/a@demo.iam.gserviceaccount.com"),
+        ("cloudkms.cryptoKeys", f"/v1/{KEY}"),
     ],
 )
 def test_each_kind_has_its_own_way(cloud, google, kind, path):
     policies = Policies(google)
-    ensure_policies(cloud, [entry(kind=kind, name="a")])
+    ensure_policies(cloud, [entry(kind=kind, name=KEY if kind == "cloudkms.cryptoKeys" else "a")])
     assert policies.stored[path]["bindings"] == [{"role": "roles/a", "members": [SERVER]}]
     asked = google.calls[0]
     assert 3 in (asked.query or asked.body["options"]).values()
@@ -206,9 +208,49 @@ def test_a_missing_resource_fails_outside_check_mode(cloud):
         ensure_policies(cloud, [entry(kind="storage.buckets", name="missing")])
 
 
+AGENTS = ["serviceAgent:storage.googleapis.com", "serviceAgent:sqladmin.googleapis.com"]
+
+
+def test_agents_of_services_are_made_and_go_by_their_addresses(cloud, google):
+    policies = Policies(google)
+    google.store["/v1/projects/demo"] = {"projectNumber": "17"}
+    google.store["/storage/v1/projects/demo/serviceAccount"] = {}
+    google.special[":generateServiceIdentity$"] = lambda _call: {"name": "operations/1", "done": True}
+    wish = entry(kind="cloudkms.cryptoKeys", name=KEY, members=AGENTS)
+
+    assert ensure_policies(cloud, [wish])["changed"] is True
+
+    assert policies.stored[f"/v1/{KEY}"]["bindings"][0]["members"] == [
+        "serviceAccount:service-17@gcp-sa-cloud-sql.iam.gserviceaccount.com",
+        "serviceAccount:service-17@gs-project-accounts.iam.gserviceaccount.com",
+    ]
+    made = [call.path for call in google.calls if "service" in call.path]
+    assert made == [
+        "/v1beta1/projects/17/services/sqladmin.googleapis.com:generateServiceIdentity",
+        "/storage/v1/projects/demo/serviceAccount",
+    ]
+    google.calls.clear()
+    assert ensure_policies(cloud, [wish])["changed"] is False
+    # The project's number is known from before.
+    assert [call.path for call in google.calls] == [f"/v1/{KEY}:getIamPolicy"]
+
+
+def test_agents_of_a_project_that_does_not_tell_its_number_are_predicted(checking, google, fault):
+    Policies(google)
+    google.faults.append(fault("GET", "projects/demo$", 403, "accessNotConfigured", times=9))
+    result = ensure_policies(checking, [entry(kind="cloudkms.cryptoKeys", name=KEY, members=AGENTS[:1])])
+    members = result["policies"][0]["differences"][0]["after"]
+    assert members == ["serviceAccount:service-project-number@gs-project-accounts.iam.gserviceaccount.com"]
+    assert google.written() == []
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (
+            entry(members=["serviceAgent:run.googleapis.com"]),
+            "serviceAgent:run.googleapis.com: no such agent",
+        ),
         (entry(kind="storage.buckets"), "resource.name is missing"),
         ({**entry(kind="storage.buckets", name="b"), "audit_configs": []}, "audit_configs belong to the project"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import preflight
 
+KEY = "projects/keys/locations/europe-west1/keyRings/mlflow/cryptoKeys/mlflow"
 GOOD: dict[str, Any] = {
     "platform_project": "demo-project",
     "platform_region": "europe-west1",
@@ -25,6 +26,7 @@ GOOD: dict[str, Any] = {
     "platform_https_source_ranges": ["0.0.0.0/0"],
     "platform_http_source_ranges": [],
     "platform_operators": ["group:ops@example.com"],
+    "platform_kms_key": KEY,
     "platform_vm_image_family": "debian-12",
     "platform_sql_login": "iam",
     "platform_deletion_protection_enabled": True,
@@ -90,6 +92,9 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_https_source_ranges", ["10.0.0.1/8"]),
         ("platform_http_source_ranges", ["everyone"]),
         ("platform_operators", ["ann@example.com"]),
+        ("platform_kms_key", "my-key"),
+        ("platform_kms_key", f"{KEY}/cryptoKeyVersions/1"),
+        ("platform_kms_key", KEY.replace("europe-west1", "europe")),
         ("platform_vm_image_family", "debian-11"),
         ("platform_sql_login", "none"),
         ("platform_deletion_protection_enabled", "yes"),

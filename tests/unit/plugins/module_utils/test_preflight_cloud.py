@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.preflight import PERMISSIONS, Problem
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.preflight import (
+    PERMISSIONS,
+    PERMISSIONS_OF_KEY,
+    Problem,
+)
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.preflight_cloud import Response, check_cloud
 
 VARIABLES: dict[str, Any] = {
@@ -39,6 +43,7 @@ VARIABLES: dict[str, Any] = {
     "platform_existing_sql_instance": "",
     "platform_existing_service_account": "",
     "platform_dns_zone": "",
+    "platform_kms_key": "",
     "gcp_instance_disk_type": "pd-balanced",
 }
 EXISTING = {
@@ -63,6 +68,7 @@ REGION, ZONE = f"{COMPUTE}/regions/europe-west1", f"{COMPUTE}/zones/europe-west1
 HELD, HELD_ON_ACCOUNT = f"{PROJECT}:testIamPermissions", "gserviceaccount.com:testIamPermissions"
 BUCKET, LOG_BUCKET = "b/demo-project-mlflow-artifacts", "b/demo-project-mlflow-logs"
 SERVER = "instances/mlflow-1"
+DISK = "disks/mlflow-1"
 BILLING, MACHINE_TYPE, SECRET = "/billingInfo", "machineTypes/e2-standard-2", "secrets/mlflow-admin-password"
 RANGES, PEERING_RANGES = "aggregated/subnetworks", "global/addresses"
 
@@ -150,6 +156,8 @@ LABELLED = {"labels": {"mlflow-deployment": "mlflow"}}
 OURS: dict[str, Response] = {
     BUCKET: (200, {"projectNumber": "17", **LABELLED}),
     SERVER: (200, LABELLED),
+    # Of a machine made before disks had labels.
+    DISK: (200, {}),
     SECRET: (200, LABELLED),
     "instances/mlflow": (200, {"settings": {"userLabels": LABELLED["labels"]}}),
     "networks/mlflow": (200, {"autoCreateSubnetworks": False}),
@@ -199,6 +207,7 @@ def test_the_cloud_says_no(answers: dict[str, Response], variable: str, expected
     [
         (SERVER, {}, "the machine mlflow-1"),
         (SERVER, {"labels": {"mlflow-deployment": "other"}}, "the machine mlflow-1"),
+        (DISK, {}, "the disk mlflow-1"),
         (SECRET, {}, "the secret mlflow-admin-password"),
         (BUCKET, {"projectNumber": "17"}, "the bucket demo-project-mlflow-artifacts"),
         (LOG_BUCKET, {"projectNumber": "17"}, "the bucket demo-project-mlflow-logs"),
@@ -260,6 +269,44 @@ def test_what_could_not_be_checked_is_a_note_and_not_a_problem() -> None:
 
     assert problems == []
     assert [word in note for word, note in zip(("credentials", "europe-west1"), notes, strict=True)] == [True, True]
+
+
+KEY = "projects/keys/locations/europe-west1/keyRings/mlflow/cryptoKeys/mlflow"
+HELD_ON_KEY = f"{KEY}:testIamPermissions"
+ENABLED: Response = (200, {"purpose": "ENCRYPT_DECRYPT", "primary": {"state": "ENABLED"}})
+GRANTABLE: Response = (200, {"permissions": ["cloudkms.cryptoKeys.getIamPolicy", "cloudkms.cryptoKeys.setIamPolicy"]})
+
+
+@pytest.mark.parametrize(
+    ("answers", "variable", "expected"),
+    [
+        ({KEY: (404, {})}, "platform_kms_key", "HTTP 404"),
+        ({KEY: (200, {"purpose": "ASYMMETRIC_SIGN"})}, "platform_kms_key", "ASYMMETRIC_SIGN"),
+        (
+            {KEY: (200, {"purpose": "ENCRYPT_DECRYPT", "primary": {"state": "DISABLED"}})},
+            "platform_kms_key",
+            "its primary version is DISABLED",
+        ),
+        ({HELD_ON_KEY: (200, {})}, PERMISSIONS_OF_KEY, "cloudkms.cryptoKeys.setIamPolicy on the key"),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_refused(answers: dict[str, Response], variable: str, expected: str) -> None:
+    good = {KEY: ENABLED, HELD_ON_KEY: GRANTABLE}
+    with_key = {"platform_kms_key": KEY}
+
+    (problem,), _ = check({**good, **answers}, with_key)
+
+    assert problem.variable == variable
+    assert expected in problem.problem
+    assert check(good, with_key) == check(answers) == ([], [])
+    assert check({**good, **answers}, with_key, for_removal=True) == ([], [])
+
+
+def test_a_key_of_a_project_without_cloud_kms_is_a_note() -> None:
+    problems, (note,) = check({KEY: (403, DISABLED)}, {"platform_kms_key": KEY})
+
+    assert problems == []
+    assert KEY in note
 
 
 def test_what_is_there_already_and_fit_has_no_problem() -> None:

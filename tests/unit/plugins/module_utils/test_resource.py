@@ -638,3 +638,44 @@ def test_a_dataset_goes_with_its_tables_when_that_is_wanted(cloud, google):
 def test_datasets_are_listed_in_their_short_form(cloud, google):
     google.special = {"/datasets$": lambda _: {"datasets": [{"id": "demo:a"}]}}
     assert find(cloud, "bigquery.datasets") == [{"id": "demo:a"}]
+
+
+# Members of a list, one by one
+
+
+DISK, POLICIES = "/compute/v1/projects/demo/zones/z/disks/a", "projects/demo/regions/r/resourcePolicies"
+
+
+def test_a_full_list_is_emptied_before_it_is_filled(cloud, google):
+    url = f"https://www.googleapis.com/compute/v1/{POLICIES}"
+    google.store[DISK] = {"resourcePolicies": [f"{url}/theirs", f"{url}/kept"]}
+    google.special["ResourcePolicies$"] = lambda _call: {"name": "operation-1", "status": "DONE"}
+    ensure(cloud, "compute.disks", {"resourcePolicies": [f"{POLICIES}/kept", f"{POLICIES}/ours"]}, location="z")
+    assert [(call.path.rpartition("/")[2], call.body["resourcePolicies"]) for call in google.written()] == [
+        ("removeResourcePolicies", [f"{POLICIES}/theirs"]),
+        ("addResourcePolicies", [f"{POLICIES}/ours"]),
+    ]
+
+
+def test_a_disk_keeps_size_and_image_and_its_key_cannot_change(cloud, google):
+    key = "projects/keys/locations/r/keyRings/ring/cryptoKeys/key"
+    google.store[DISK] = {"sizeGb": "80", "diskEncryptionKey": {"kmsKeyName": f"{key}/cryptoKeyVersions/2"}}
+    body = {"sizeGb": "50", "sourceImage": "family/debian-12", "diskEncryptionKey": {"kmsKeyName": key}}
+    plan, _ = ensure(cloud, "compute.disks", body, location="z")
+    assert plan.action == "none"
+    with pytest.raises(CloudError, match=r"diskEncryptionKey\.kmsKeyName is .*/2\", wanted .*other"):
+        ensure(cloud, "compute.disks", {"diskEncryptionKey": {"kmsKeyName": f"{key}-other"}}, location="z")
+
+
+def test_a_snapshot_schedule_is_sent_whole(cloud, google):
+    place = "/compute/v1/projects/demo/regions/r/resourcePolicies/a"
+    daily = {"dailySchedule": {"daysInCycle": 1, "startTime": "04:00", "duration": "PT14400S"}}
+    google.store[place] = {"snapshotSchedulePolicy": {"schedule": daily, "retentionPolicy": {"maxRetentionDays": 14}}}
+    wanted = {"snapshotSchedulePolicy": {"retentionPolicy": {"maxRetentionDays": 7}}}
+    ensure(cloud, "compute.resourcePolicies", wanted, location="r")
+    (sent,) = google.written()
+    assert sent.query["updateMask"] == "snapshotSchedulePolicy"
+    assert sent.body["snapshotSchedulePolicy"] == {
+        "schedule": {"dailySchedule": {"daysInCycle": 1, "startTime": "04:00"}},
+        "retentionPolicy": {"maxRetentionDays": 7},
+    }

@@ -1,0 +1,228 @@
+"""Settings of bucket, network, database and server that an environment may state: predicted, made, kept and undone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.provision.test_existing import PROJECT, play, tables
+from tests.unit.emulator.conftest import Running, serving
+
+COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
+BUCKET = f"https://storage.googleapis.com/storage/v1/b/{PROJECT}-mlflow-artifacts"
+DATABASE = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/mlflow"
+DISK = f"{COMPUTE}/zones/europe-west1-b/disks/mlflow-1"
+SCHEDULE = f"{COMPUTE}/regions/europe-west1/resourcePolicies/mlflow-1-daily"
+KMS = "https://cloudkms.googleapis.com/v1"
+RING = f"projects/{PROJECT}/locations/europe-west1/keyRings"
+KEY = f"{RING}/mlflow/cryptoKeys/mlflow"
+DENIED = {"startDate": "12-15", "endDate": "01-07", "time": "00:00:00"}
+STATED = {
+    "gcp_network_flow_logs": {"enable": True, "flowSampling": 0.1},
+    "gcp_bucket_autoclass_enabled": True,
+    "gcp_sql_edition": "ENTERPRISE_PLUS",
+    "platform_sql_tier": "db-perf-optimized-N-2",
+    "gcp_sql_data_cache_enabled": True,
+    "gcp_sql_storage_size_gib": 20,
+    "gcp_sql_insights": {"queryInsightsEnabled": True, "recordApplicationTags": True},
+    "gcp_sql_maintenance_deny_periods": [DENIED],
+    "gcp_instance_snapshot_retention_days": 7,
+}
+# Network, bucket, database and server, each with one task that changes.
+ROLES, CHANGES = "gcp_network,gcp_bucket,gcp_sql,gcp_instance", 4
+Provision = Callable[..., tuple[str, int]]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An emulated cloud of its own, whose operator has a key."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
+    ):
+        running.server.cloud.state.services[PROJECT].append("cloudkms.googleapis.com")
+        running.call("POST", f"{KMS}/{RING}?keyRingId=mlflow", {})
+        running.call("POST", f"{KMS}/{RING}/mlflow/cryptoKeys?cryptoKeyId=mlflow", {"purpose": "ENCRYPT_DECRYPT"})
+        yield running
+
+
+@pytest.fixture(scope="module")
+def provision(running: Running, make_inventory: Callable[..., pathlib.Path]) -> Provision:
+    """Return a function that runs provision.yml with some roles and values on what the inventory says."""
+    del running
+    inventory = make_inventory()
+    play("playbooks/provision.yml", inventory=inventory)
+
+    def run(roles: str, *arguments: str, code: int = 0, **values: Any) -> tuple[str, int]:
+        given = ("--tags", roles, "-e", json.dumps(values), *arguments)
+        return play("playbooks/provision.yml", *given, inventory=inventory, code=code)
+
+    return run
+
+
+def test_settings_are_predicted_made_kept_and_undone(running: Running, provision: Provision) -> None:
+    before = tables(running)
+    predicted, changed = provision(ROLES, "--check", "--diff", **STATED)
+    assert (changed, tables(running)) == (CHANGES, before), predicted
+
+    made, changed = provision(ROLES, "--diff", **STATED)
+    assert changed == CHANGES, made
+    assert [line for line in made.splitlines() if line[:1] in "+-"] == [
+        line for line in predicted.splitlines() if line[:1] in "+-"
+    ]
+    assert provision(ROLES, **STATED)[1] == 0
+    database, bucket = running.call("GET", DATABASE)["settings"], running.call("GET", BUCKET)
+    assert database["dataCacheConfig"] == {"dataCacheEnabled": True}
+    assert (database["dataDiskSizeGb"], database["denyMaintenancePeriods"]) == ("20", [DENIED])
+    assert bucket["autoclass"]["enabled"] is True
+    assert "SetStorageClass" not in str(bucket["lifecycle"])
+    assert running.call("GET", SCHEDULE)["snapshotSchedulePolicy"]["retentionPolicy"]["maxRetentionDays"] == 7
+
+    undone, changed = provision(ROLES)
+    assert changed == CHANGES, undone
+    # It never shrinks.
+    assert running.call("GET", DATABASE)["settings"]["dataDiskSizeGb"] == "20"
+    assert "autoclass" not in running.call("GET", BUCKET)
+
+
+def test_a_detached_schedule_is_attached_again_and_goes_when_none_is_wanted(
+    running: Running, provision: Provision
+) -> None:
+    policy = {"resourcePolicies": [SCHEDULE.partition("/compute/v1/")[2]]}
+    running.done(running.call("POST", f"{DISK}/removeResourcePolicies", policy))
+    assert provision("gcp_instance")[1] == 1
+    assert running.call("GET", DISK)["resourcePolicies"][0].endswith("/mlflow-1-daily")
+
+    off, changed = provision("gcp_instance", gcp_instance_snapshot_retention_days=0)
+    assert changed == 1, off
+    running.refused("GET", SCHEDULE)
+    assert "resourcePolicies" not in {k: v for k, v in running.call("GET", DISK).items() if v}
+    assert provision("gcp_instance")[1] == 1
+
+
+def test_a_key_goes_to_the_bucket_at_once_and_never_to_what_is_there_without_it(
+    running: Running, provision: Provision
+) -> None:
+    encrypted, changed = provision("gcp_project,gcp_bucket", platform_kms_key=KEY)
+    assert changed == 2, encrypted
+    assert provision("gcp_project,gcp_bucket", platform_kms_key=KEY)[1] == 0
+    assert running.call("GET", BUCKET)["encryption"]["defaultKmsKeyName"] == KEY
+
+    before = tables(running)
+    for role, field in (
+        ("gcp_sql", "diskEncryptionConfiguration.kmsKeyName"),
+        ("gcp_instance", "diskEncryptionKey.kmsKeyName"),
+    ):
+        refused, _ = provision(role, platform_kms_key=KEY, code=2)
+        assert f"{field} is null, wanted" in refused
+        assert "Google cannot change this in place and nothing was changed" in refused
+    assert tables(running) == before
+
+    assert provision("gcp_bucket")[1] == 1
+    assert "encryption" not in running.call("GET", BUCKET)
+
+
+def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
+    running: Running, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    inventory = make_inventory(
+        platform_name="sealed",
+        platform_kms_key=KEY,
+        platform_machine_type="n2d-standard-2",
+        platform_subnetwork_cidr="10.20.0.0/24",
+        gcp_instance_confidential_type="SEV",
+    )
+    (inventory / "gcp.yml").write_text((inventory / "gcp.yml").read_text().replace("= mlflow", "= sealed"))
+    both = ("playbooks/preflight.yml", "playbooks/provision.yml")
+    before = {name for name in tables(running)["resources"] if "sealed" in name}
+    assert before == set()
+
+    made, changed = play(*both, inventory=inventory)
+    assert changed, made
+    again, changed = play(*both, inventory=inventory)
+    assert changed == 0, again
+    instance = running.call("GET", DATABASE.replace("/mlflow", "/sealed"))
+    assert instance["diskEncryptionConfiguration"]["kmsKeyName"] == KEY
+    disk = running.call("GET", DISK.replace("mlflow-1", "sealed-1"))
+    assert disk["diskEncryptionKey"]["kmsKeyName"].startswith(f"{KEY}/")
+    machine = running.call("GET", DISK.replace("disks/mlflow-1", "instances/sealed-1"))
+    assert machine["confidentialInstanceConfig"]["confidentialInstanceType"] == "SEV"
+    assert machine["scheduling"]["onHostMaintenance"] == "TERMINATE"
+
+    policy = copy.deepcopy(running.server.cloud.state.policies[KEY])
+    confirmed = ("-e", f"platform_destroy_project={PROJECT}", "-e", "platform_destroy_database=sealed")
+    bucket = ("-e", f"platform_destroy_bucket={PROJECT}-sealed-artifacts")
+    removed, _ = play("playbooks/destroy.yml", *confirmed, *bucket, inventory=inventory)
+    left = {name for name, one in tables(running)["resources"].items() if one.get("name", "").startswith("sealed")}
+    assert left == set(), removed
+    assert running.call("GET", f"{KMS}/{KEY}")["primary"]["state"] == "ENABLED"
+    assert running.server.cloud.state.policies[KEY] == policy
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {
+                "gcp_bucket_autoclass_enabled": True,
+                "gcp_bucket_storage_class": "NEARLINE",
+                "gcp_bucket_retention_days": 30,
+                "gcp_bucket_soft_delete_days": 3,
+                "gcp_bucket_lifecycle_rules": [
+                    {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 5}},
+                    {"action": {"type": "Delete"}, "condition": {"age": 5}},
+                ],
+            },
+            [
+                "goes with gcp_bucket_storage_class STANDARD only, which is NEARLINE",
+                "sets or matches storage classes, which Autoclass does by itself",
+                "goes with gcp_bucket_versioning_enabled false only",
+                "deletes objects younger than gcp_bucket_retention_days, 30",
+                "is neither 0 nor from 7 to 90",
+            ],
+        ),
+        (
+            {
+                "gcp_sql_edition": "ENTERPRISE",
+                "platform_sql_tier": "db-perf-optimized-N-2",
+                "gcp_sql_data_cache_enabled": True,
+                "gcp_sql_storage_size_gib": 50,
+                "gcp_sql_storage_limit_gib": 20,
+                "gcp_sql_transaction_log_days": 20,
+                "gcp_sql_maintenance_hour": 24,
+                "gcp_sql_maintenance_deny_periods": [{}, {}],
+            },
+            [
+                "db-perf-optimized-N-2 is no tier of gcp_sql_edition ENTERPRISE",
+                "goes with gcp_sql_edition ENTERPRISE_PLUS only",
+                "is less than gcp_sql_storage_size_gib, 50",
+                "is not from 1 to 7, as gcp_sql_edition ENTERPRISE has it",
+                "is more than the days of gcp_sql_backup_count, 14",
+                "is not an hour from 0 to 23",
+                "has more than the one period that Cloud SQL takes",
+            ],
+        ),
+        (
+            {"gcp_instance_confidential_type": "SEV", "gcp_instance_snapshot_retention_days": -1},
+            [
+                "e2-standard-2 is none that has gcp_instance_confidential_type SEV",
+                "is not a number of days from 0 to 365",
+            ],
+        ),
+    ],
+    ids=["bucket", "database", "server"],
+)
+@pytest.mark.usefixtures("running")
+def test_settings_that_contradict_each_other_are_reported_together(
+    make_inventory: Callable[..., pathlib.Path], values: dict[str, Any], expected: list[str]
+) -> None:
+    given = ("-e", json.dumps(values))
+    refused, _ = play("playbooks/preflight.yml", *given, inventory=make_inventory(), code=2)
+
+    assert [problem for problem in expected if problem not in refused] == []
+    assert refused.count('"fix"') == len(expected)
