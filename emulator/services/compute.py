@@ -521,7 +521,7 @@ def _set_labels(call: Call) -> Resource:
 
 def _set_private_access(call: Call) -> Resource:
     path = item_path(call)
-    wanted = call.body["privateIpGoogleAccess"]
+    wanted = bool((call.body or {}).get("privateIpGoogleAccess"))
     return replace(call, path, {**call.cloud.need(f"compute/{path}"), "privateIpGoogleAccess": wanted})
 
 
