@@ -52,12 +52,7 @@ class Task:
     @property
     def members(self) -> list[Json]:
         """The resources that a gcp_resource stated."""
-        return [self.given(one) for one in self.arguments["resources"]] if self.module == "gcp_resource" else []
-
-    @staticmethod
-    def given(options: Json) -> Json:
-        """Return the options that have a value."""
-        return {name: value for name, value in options.items() if value is not None}
+        return list(self.arguments["resources"]) if self.module == "gcp_resource" else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Run:
             Task(
                 task["task"]["path"].partition("/roles/")[2].partition("/")[0],
                 result["action"].removeprefix(COLLECTION),
-                Task.given(result["invocation"]["module_args"]),
+                given(result["invocation"]["module_args"]),
                 result,
             )
             for play in plays
@@ -92,6 +87,15 @@ class Run:
     @property
     def changes(self) -> list[str]:
         return [change for task in self.tasks for change in task.result.get("changes", [])]
+
+
+def given(options: Json) -> Json:
+    """Return the options that have a value, those of the members of a batch included."""
+    return {
+        name: [given(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+        for name, value in options.items()
+        if value is not None
+    }
 
 
 def outcome(result: Json) -> Json:
@@ -179,7 +183,7 @@ class World:
         printed = io.StringIO()
         with (
             pytest.MonkeyPatch.context() as patch,
-            patch_module_args({**Task.given(arguments), "_ansible_check_mode": check}),
+            patch_module_args({**given(arguments), "_ansible_check_mode": check}),
             contextlib.redirect_stdout(printed),
             pytest.raises(SystemExit),
         ):

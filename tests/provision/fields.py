@@ -19,8 +19,30 @@ EXAMPLES: dict[str, list[Any]] = {
     "zone": ["europe-west1-c"],
     "startTime": ["05:00"],
     "updateTrack": ["canary"],
-    "sourceRanges": [["203.0.113.0/24"]],
+    "sourceRanges": ["203.0.113.0/24"],
+    "ports": ["8443"],
+    "natIP": ["198.51.100.7"],
+    "reservedPeeringRanges": ["spare"],
 }
+# Fields that Google changes only together with their neighbours.
+TOGETHER: dict[str, dict[str, Any]] = {
+    "natIpAllocateOption": {"natIpAllocateOption": "MANUAL_ONLY", "natIps": ["regions/europe-west1/addresses/spare"]},
+    "natIps": {"natIpAllocateOption": "MANUAL_ONLY", "natIps": ["regions/europe-west1/addresses/spare"]},
+    "edition": {"edition": "ENTERPRISE_PLUS", "tier": "db-perf-optimized-N-2"},
+    "enabled": {"enabled": False, "pointInTimeRecoveryEnabled": False},
+}
+# Fields that nobody can give another value by hand, and why.
+FIXED = {
+    "settings.backupConfiguration.backupRetentionSettings.retentionUnit": "COUNT is the only unit there is",
+    "settings.ipConfiguration.privateNetwork": "takes another network that is peered with Google's",
+}
+
+
+@dataclass(frozen=True)
+class Together:
+    """Values of a field and of its neighbours."""
+
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,7 @@ def _fields(
 
 
 def others(field: Field) -> Iterator[tuple[str, Any]]:
-    """Yield what might become of a field, the likeliest first: `changed`, `added`, `removed` or `unset`, and the value."""
+    """Yield what might become of a field: `changed`, `added`, `removed` or `unset`, and the value."""
     if isinstance(field.value, list):
         for entry in _entries(field):
             yield "added", [*field.value, entry]
@@ -72,6 +94,8 @@ def others(field: Field) -> Iterator[tuple[str, Any]]:
         for value in _values(field.steps[-1], field.value, field.node):
             yield "changed", value
     yield "unset", None
+    if field.steps[-1] in TOGETHER:
+        yield "changed", Together(TOGETHER[str(field.steps[-1])])
 
 
 def _entries(field: Field) -> Iterator[Any]:
@@ -92,8 +116,7 @@ def _entries(field: Field) -> Iterator[Any]:
 
 def _values(key: Any, value: Any, node: Node) -> Iterator[Any]:
     """Yield values like the present one."""
-    for example in EXAMPLES.get(str(key), []):
-        yield from example if isinstance(example, list) else [example]
+    yield from EXAMPLES.get(str(key), [])
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int):
@@ -115,5 +138,5 @@ def with_value(body: Any, field: Field, value: Any) -> Any:
     place = changed
     for step in field.steps[:-1]:
         place = place[step]
-    place[field.steps[-1]] = value
+    place |= value.values if isinstance(value, Together) else {field.steps[-1]: value}
     return changed
