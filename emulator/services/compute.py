@@ -641,8 +641,8 @@ def _operation_list(call: Call) -> Resource:
 
 
 async def _operation_wait(call: Call) -> Resource:
-    """Answers when the operation is done, or as it is after two minutes, as Google does."""
-    deadline = time.monotonic() + 120
+    """Answers when the operation is done, or as it is after a while, as Google does."""
+    deadline = time.monotonic() + call.cloud.operations.longest_wait_seconds
     while (body := _operation(call))["status"] != "DONE" and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
     return body

@@ -7,22 +7,28 @@ https://cloud.google.com/compute/docs/disks/resize-persistent-disk
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+import importlib.util
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError, Session, credentials_for
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    ApiError,
+    CloudError,
+    Session,
+    credentials_for,
+)
 
 try:
     import requests
     from google.api_core import exceptions, retry
-    from google.cloud import compute_v1
 
-    MISSING_LIBRARY = None
+    MISSING_LIBRARY = None if importlib.util.find_spec("google.cloud.compute_v1") else "google-cloud-compute"
 except ImportError:
     MISSING_LIBRARY = "google-cloud-compute"
 
@@ -50,9 +56,6 @@ class Vm:
         self.cloud = cloud
         self.wanted = wanted
         self.title = f"compute.instances {wanted.name}"
-        credentials = credentials_for(cloud.project)
-        self._instances = compute_v1.InstancesClient(credentials=credentials, transport="rest")
-        self._disks = compute_v1.DisksClient(credentials=credentials, transport="rest")
         # A repeated request has the same requestId: Google carries it out once.
         self._retry = retry.Retry(
             predicate=retry.if_exception_type(
@@ -60,6 +63,21 @@ class Vm:
             ),
             timeout=RETRY_SECONDS,
         )
+
+    @functools.cached_property
+    def _compute(self) -> Any:
+        """google-cloud-compute, which takes seconds to import: only where there is something to change."""
+        from google.cloud import compute_v1
+
+        return compute_v1
+
+    @functools.cached_property
+    def _instances(self) -> Any:
+        return self._compute.InstancesClient(credentials=credentials_for(self.cloud.project), transport="rest")
+
+    @functools.cached_property
+    def _disks(self) -> Any:
+        return self._compute.DisksClient(credentials=credentials_for(self.cloud.project), transport="rest")
 
     def ensure(self) -> tuple[list[Difference], str]:
         """Bring the machine to the wanted size and let it run.
@@ -70,23 +88,24 @@ class Vm:
         actual = self._settled()
         if actual is None:
             return [], self.wanted.machine_type
-        present = actual.machine_type.rsplit("/", 1)[-1]
-        boot = next(disk for disk in actual.disks if disk.boot)
+        present, status = actual["machineType"].rsplit("/", 1)[-1], actual["status"]
+        boot = next(disk for disk in actual["disks"] if disk.get("boot"))
+        disk_size_gib = int(boot["diskSizeGb"])
         found = []
         if present != self.wanted.machine_type:
             found.append(Difference("machineType", present, self.wanted.machine_type))
-        if boot.disk_size_gb < self.wanted.disk_size_gib:
-            found.append(Difference("disks[0].diskSizeGb", boot.disk_size_gb, self.wanted.disk_size_gib))
-        if actual.status != RUNNING:
-            found.append(Difference("status", actual.status, RUNNING))
-        self._raise_if_refused(actual.status, present)
+        if disk_size_gib < self.wanted.disk_size_gib:
+            found.append(Difference("disks[0].diskSizeGb", disk_size_gib, self.wanted.disk_size_gib))
+        if status != RUNNING:
+            found.append(Difference("status", status, RUNNING))
+        self._raise_if_refused(status, present)
         if self.cloud.check_mode:
             return found, present
-        if boot.disk_size_gb < self.wanted.disk_size_gib:
-            self._resize(boot.source.rsplit("/", 1)[-1])
+        if disk_size_gib < self.wanted.disk_size_gib:
+            self._resize(boot["source"].rsplit("/", 1)[-1])
         if present != self.wanted.machine_type:
-            self._change_type(actual.status)
-        if present != self.wanted.machine_type or actual.status != RUNNING:
+            self._change_type(status)
+        if present != self.wanted.machine_type or status != RUNNING:
             self._start(present)
         return found, self.wanted.machine_type
 
@@ -100,26 +119,23 @@ class Vm:
                 " allow that with allow_stopping, or state the present value"
             )
 
-    def _settled(self) -> Any:
+    def _settled(self) -> Json | None:
         """Return the machine once nothing passes over it any more, None when there is none."""
         deadline = self.cloud.clock() + self.cloud.timeout_seconds
         for pause in self.cloud.pauses(1.0):
             actual = self._read()
-            if actual is None or actual.status not in PASSING or self.cloud.check_mode:
+            if actual is None or actual["status"] not in PASSING or self.cloud.check_mode:
                 return actual
             if self.cloud.clock() > deadline:
-                raise CloudError(f"{self.title}: still {actual.status} after {self.cloud.timeout_seconds:.0f} s")
+                raise CloudError(f"{self.title}: still {actual['status']} after {self.cloud.timeout_seconds:.0f} s")
             self.cloud.sleep(min(pause, 10.0))
         raise AssertionError("pauses never end")
 
-    def _read(self) -> Any:
-        purpose = f"Reading {self.title}"
+    def _read(self) -> Json | None:
         try:
-            return self._call(purpose, self._instances.get, compute_v1.GetInstanceRequest(**self._instance))
-        except CloudError as error:
-            cause = error.__cause__
-            is_disabled = isinstance(cause, exceptions.Forbidden) and "accessNotConfigured" in str(cause.errors)
-            if isinstance(cause, exceptions.NotFound) or (is_disabled and self.cloud.check_mode):
+            return self.cloud.call(method("compute.v1", "instances", "get"), self._instance, f"Reading {self.title}")
+        except ApiError as error:
+            if error.status == 404 or (error.service_disabled and self.cloud.check_mode):
                 return None
             raise
 
@@ -128,8 +144,8 @@ class Vm:
         return {"project": self.cloud.project, "zone": self.wanted.zone, "instance": self.wanted.name}
 
     def _resize(self, disk: str) -> None:
-        size = compute_v1.DisksResizeRequest(size_gb=self.wanted.disk_size_gib)
-        request = compute_v1.ResizeDiskRequest(
+        size = self._compute.DisksResizeRequest(size_gb=self.wanted.disk_size_gib)
+        request = self._compute.ResizeDiskRequest(
             project=self.cloud.project,
             zone=self.wanted.zone,
             disk=disk,
@@ -141,18 +157,18 @@ class Vm:
 
     def _change_type(self, status: str) -> None:
         if status == RUNNING:
-            stop = compute_v1.StopInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
+            stop = self._compute.StopInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
             self._change(f"Stopping {self.title}", self._instances.stop, stop)
         link = f"zones/{self.wanted.zone}/machineTypes/{self.wanted.machine_type}"
-        request = compute_v1.SetMachineTypeInstanceRequest(
+        request = self._compute.SetMachineTypeInstanceRequest(
             **self._instance,
             request_id=str(uuid.uuid4()),
-            instances_set_machine_type_request_resource=compute_v1.InstancesSetMachineTypeRequest(machine_type=link),
+            instances_set_machine_type_request_resource=self._compute.InstancesSetMachineTypeRequest(machine_type=link),
         )
         self._change(f"Setting the machine type of {self.title}", self._instances.set_machine_type, request)
 
     def _start(self, before: str) -> None:
-        request = compute_v1.StartInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
+        request = self._compute.StartInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
         try:
             self._change(f"Starting {self.title}", self._instances.start, request)
         except CloudError as error:

@@ -35,7 +35,7 @@ READING = ("getIamPolicy", "testIamPermissions", ".wait")
 # What Google counts and stamps by itself.
 STAMPS = frozenset(
     "etag fingerprint labelFingerprint metageneration settingsVersion updated updateTime timeUpdated createTime "
-    "timeCreated creationTimestamp id uniqueId oauth2ClientId selfLinkWithId".split()
+    "timeCreated creationTimestamp lastStartTimestamp lastStopTimestamp id uniqueId oauth2ClientId".split()
 )
 Json = dict[str, Any]
 
@@ -135,7 +135,7 @@ class World:
 
     def put(self, tables: Json) -> None:
         """Put the cloud into a state, with no operation under way and no fault asked for."""
-        self.running.server.faults.clear()
+        self.running.server.clear_faults()
         with self.state.lock:
             self.state.operations.clear()
             for name, table in copy.deepcopy(tables).items():
@@ -144,7 +144,15 @@ class World:
     def visible(self) -> Json:
         """Return the cloud's resources, services and policies, without counters and times."""
         tables = self.tables()
-        return {name: unstamped(tables[name]) for name in ("resources", "services", "policies")}
+        policies = {
+            name: {
+                (binding["role"], json.dumps(binding.get("condition")), member)
+                for binding in policy.get("bindings", [])
+                for member in binding["members"]
+            }
+            for name, policy in tables["policies"].items()
+        }
+        return {"resources": unstamped(tables["resources"]), "services": tables["services"], "policies": policies}
 
     # Calls
 

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Node
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Resource
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Resource, Wanted, resource_of
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
+
+from tests.provision.conftest import Task, World
+from tests.unit.emulator.conftest import PROJECT
 
 # Another value of a field whose schema does not tell its values.
 EXAMPLES: dict[str, list[Any]] = {
@@ -36,6 +40,20 @@ FIXED = {
     "settings.backupConfiguration.backupRetentionSettings.retentionUnit": "COUNT is the only unit there is",
     "settings.ipConfiguration.privateNetwork": "takes another network that is peered with Google's",
 }
+# What some of the values above refer to.
+SPARES: list[dict[str, Any]] = [
+    {
+        "kind": "compute.globalAddresses",
+        "name": "spare",
+        "body": {
+            "addressType": "INTERNAL",
+            "purpose": "VPC_PEERING",
+            "prefixLength": 24,
+            "network": f"projects/{PROJECT}/global/networks/mlflow",
+        },
+    },
+    {"kind": "compute.addresses", "name": "spare", "location": "europe-west1"},
+]
 
 
 @dataclass(frozen=True)
@@ -140,3 +158,37 @@ def with_value(body: Any, field: Field, value: Any) -> Any:
         place = place[step]
     place |= value.values if isinstance(value, Together) else {field.steps[-1]: value}
     return changed
+
+
+def stated_resources(world: World, tasks: list[Task]) -> list[Resource]:
+    """Return every resource that the roles want present."""
+    wanted = [Wanted(**member) for task in tasks for member in task.members if member["state"] == "present"]
+    return [resource_of(world.session(), one) for one in wanted]
+
+
+def options(resource: Resource, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of gcp_resource for a resource with another body."""
+    wanted = resource.wanted
+    place = {"kind": wanted.kind, "name": wanted.name, "location": wanted.location, "parent": wanted.parent}
+    return {"project": PROJECT, "body": body, **place}
+
+
+def can_drift(resource: Resource, field: Field) -> bool:
+    """Whether somebody could give the field another value."""
+    is_bare = field.value == [] and field.steps[-1] not in TOGETHER
+    return not (resource._is_immutable(field.path) or field.path in FIXED or is_bare)
+
+
+def changed_by_hand(world: World, resource: Resource, field: Field, body: dict[str, Any]) -> bool:
+    """Bring one field to what the body says, past the inventory; return whether Google took it."""
+    top = field.steps[0]
+    scope = options(resource, {top: body[top]})
+    del scope["project"]
+    other = resource_of(world.session(), Wanted(**scope))
+    before = world.visible()
+    try:
+        if not other.problems:
+            other.update(other.body, other.read() or {})
+    except CloudError:
+        return False
+    return world.visible() != before

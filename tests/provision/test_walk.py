@@ -4,40 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Resource, Wanted, resource_of
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import PolicyOf, Wish, desired_policy
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
 
 from tests.provision.conftest import Json, Task, World, outcome
-from tests.provision.fields import FIXED, Field, Together, others, stated, with_value
+from tests.provision.fields import (
+    SPARES,
+    Together,
+    can_drift,
+    changed_by_hand,
+    options,
+    others,
+    stated,
+    stated_resources,
+    with_value,
+)
 from tests.unit.emulator.conftest import PROJECT
-
-SPARE_RANGE = {
-    "kind": "compute.globalAddresses",
-    "name": "spare",
-    "body": {
-        "addressType": "INTERNAL",
-        "purpose": "VPC_PEERING",
-        "prefixLength": 24,
-        "network": f"projects/{PROJECT}/global/networks/mlflow",
-    },
-}
-SPARE_ADDRESS = {"kind": "compute.addresses", "name": "spare", "location": "europe-west1"}
-
-
-def stated_resources(world: World, tasks: list[Task]) -> list[Resource]:
-    """Return every resource that the roles want present."""
-    wanted = [Wanted(**member) for task in tasks for member in task.members if member["state"] == "present"]
-    return [resource_of(world.session(), one) for one in wanted]
-
-
-def options(resource: Resource, body: Json) -> Json:
-    """Return the arguments of gcp_resource for a resource with another body."""
-    wanted = resource.wanted
-    given = {"kind": wanted.kind, "name": wanted.name, "location": wanted.location, "parent": wanted.parent}
-    return {"project": PROJECT, "body": body, **given}
-
 
 def test_the_roles_state_resources_of_every_kind(world: World, tasks: list[Task]) -> None:
     used = {resource.wanted.kind for resource in stated_resources(world, tasks)}
@@ -71,33 +54,17 @@ def known_after(result: Any, foretold: Any) -> Any:
     return result
 
 
-def changed_by_hand(world: World, resource: Resource, field: Field, value: Any) -> bool:
-    """Give a field another value past the inventory; return whether Google took it."""
-    top = field.steps[0]
-    body = {top: with_value(resource.wanted.body, field, value)[top]}
-    scope = options(resource, body)
-    del scope["project"]
-    other = resource_of(world.session(), Wanted(**scope))
-    before = world.visible()
-    try:
-        if not other.problems:
-            other.update(other.body, other.read() or {})
-    except CloudError:
-        return False
-    return world.visible() != before
-
-
 def test_every_field_changed_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
-    world.done("gcp_resource", {"project": PROJECT, "resources": [SPARE_RANGE, SPARE_ADDRESS]})
+    world.done("gcp_resource", {"project": PROJECT, "resources": SPARES})
     base, seen = world.tables(), world.visible()
     never: list[str] = []
     for resource in stated_resources(world, tasks):
         for field in stated(resource):
-            if resource._is_immutable(field.path) or field.path in FIXED or field.value == []:
+            if not can_drift(resource, field):
                 continue
             done: set[str] = set()
             for way, value in others(field):
-                if way not in done and changed_by_hand(world, resource, field, value):
+                if way not in done and changed_by_hand(world, resource, field, with_value(resource.wanted.body, field, value)):
                     done.add(way)
                     result = world.foretold("gcp_resource", options(resource, resource.wanted.body))
                     names = {one["field"] for one in result["resources"][0]["differences"]}
@@ -154,3 +121,95 @@ def test_what_the_roles_made_goes_and_nothing_else(world: World, empty: Json, ta
     assert all("/secrets/" in name for name in left), left
     with world.untouched():
         assert not world.done("gcp_resource", absent)["changed"]
+
+
+def of(tasks: list[Task], module: str) -> list[Task]:
+    """Return the tasks of one module; the roles use every one of the family."""
+    found = [task for task in tasks if task.module == module]
+    assert found, module
+    return found
+
+
+STRANGER = "user:stranger@example.com"
+
+
+def test_every_grant_taken_away_or_added_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
+    base, seen = world.tables(), world.visible()
+    for task in of(tasks, "gcp_iam"):
+        for entry in task.arguments.get("policies") or [task.arguments]:
+            name = entry["resource"].get("name") or PROJECT
+            policy_of = PolicyOf(world.session(), Wish(entry["resource"]["kind"], name))
+            for binding in entry["bindings"]:
+                for member in binding["members"]:
+                    world.put(base)
+                    rewrite(policy_of, "absent", binding["role"], member)
+                    result = world.foretold(task.module, task.arguments)
+                    assert result["changes"] == [f"update IAM policy of {policy_of.wish.title}: {binding['role']} +{member}"]
+                    assert world.visible() == seen
+                if binding["members"]:
+                    world.put(base)
+                    rewrite(policy_of, "present", binding["role"], STRANGER)
+                    result = world.foretold(task.module, task.arguments)
+                    is_exclusive = entry.get("mode", task.arguments.get("mode")) == "exclusive"
+                    assert result["changed"] == is_exclusive
+                    assert (world.visible() == seen) == is_exclusive
+
+
+def rewrite(policy_of: PolicyOf, mode: str, role: str, member: str) -> None:
+    """Give or take a role on one resource, past the inventory."""
+    entry = {"mode": mode, "bindings": [{"role": role, "members": [member]}]}
+    policy_of.write(desired_policy(policy_of.read(), [entry]))
+
+
+def test_every_secret_destroyed_or_relabelled_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
+    api = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets"
+    call = world.running.call
+    for task in of(tasks, "gcp_secret"):
+        for secret in task.arguments["secrets"]:
+            url = f"{api}/{secret['name']}"
+            call("PATCH", f"{url}?updateMask=labels", {"labels": {"mlflow-deployment": "other"}})
+            call("POST", f"{url}/versions/1:destroy", {})
+            result = world.foretold(task.module, task.arguments)
+            assert [line for line in result["changes"] if secret["name"] in line] == result["changes"]
+            assert call("GET", url)["labels"] == secret["labels"]
+            assert call("GET", f"{url}/versions/2:access")["payload"]["data"]
+            call("POST", f"{url}/versions/2:disable", {})
+            with world.untouched():
+                refused = world.module(task.module, task.arguments)
+            assert "its latest version 2 is disabled" in refused["msg"]
+            call("POST", f"{url}/versions/2:enable", {})
+
+
+def test_every_database_user_changed_by_hand_is_foretold_and_mended_or_refused(world: World, tasks: list[Task]) -> None:
+    call, seen = world.running.call, world.visible()
+    for task in of(tasks, "gcp_sql_user"):
+        api = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/{task.arguments['instance']}/users"
+        for user in task.arguments["users"]:
+            query = f"name={user['name']}&databaseRoles=pg_monitor&revokeExistingRoles=true"
+            world.running.done(call("PUT", f"{api}?{query}", {"name": user["name"]}))
+            result = world.foretold(task.module, task.arguments)
+            moves = "databaseRoles -pg_monitor +cloudsqlsuperuser"
+            assert result["changes"] == [f"update Cloud SQL user {user['name']}: {moves}"]
+            world.running.done(call("DELETE", f"{api}?name={user['name']}"))
+            result = world.foretold(task.module, task.arguments)
+            assert result["users"][0]["action"] == "create"
+            assert world.visible() == seen
+            with world.untouched():
+                other = {**user, "type": "BUILT_IN", "password_secret": "mlflow-admin-password"}
+                refused = world.module(task.module, {**task.arguments, "users": [other]})
+            assert "Google cannot change the type" in refused["msg"]
+
+
+def test_a_machine_stopped_by_hand_runs_again_and_its_size_is_kept(world: World, tasks: list[Task]) -> None:
+    for task in of(tasks, "gcp_vm"):
+        zone = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}/zones/{task.arguments['zone']}"
+        machine, seen = f"{zone}/instances/{task.arguments['name']}", world.visible()
+        world.running.done(world.running.call("POST", f"{machine}/stop"))
+        kind = {"machineType": f"zones/{task.arguments['zone']}/machineTypes/e2-small"}
+        world.running.done(world.running.call("POST", f"{machine}/setMachineType", kind))
+        result = world.foretold(task.module, task.arguments)
+        assert {one["field"] for one in result["differences"]} == {"machineType", "status"}
+        assert world.visible() == seen
+        with world.untouched():
+            refused = world.module(task.module, {**task.arguments, "machine_type": "e2-small"})
+        assert "machineType is e2-standard-2, wanted e2-small" in refused["msg"]
