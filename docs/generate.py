@@ -1,4 +1,4 @@
-"""Writes docs/resources.md and docs/variables.md from the table of kinds, the roles and their argument specifications."""
+"""Writes docs/resources.md and docs/variables.md from the table of kinds and the roles."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ RESOURCES = """\
 
 Written by `make docs` from `plugins/module_utils/kinds.py` and the roles; a test keeps it up to date.
 
-What a role states is made when it is not there, and every field stated is compared in every run. *Mended*: it is brought back to what the inventory says,
-whoever changed it. *Refused*: Google cannot change it in place, so the run stops, names the field, and changes nothing of that
-resource. Fields that no role states are left as they are. Nothing is ever deleted and made again behind your back.
+What a role states is made when it is not there, and every field stated is compared in every run. *Mended*: it is
+brought back to what the inventory says, whoever changed it. *Refused*: Google cannot change it in place, so the run
+stops, names the field, and changes nothing of that resource. Fields that no role states are left as they are. Nothing
+is ever deleted and made again behind your back.
 
 """
 VARIABLES = """\
@@ -144,7 +145,9 @@ def reference() -> str:
         defaults = load(role / "defaults/main.yml") or {}
         specs = load(role / "meta/argument_specs.yml")["argument_specs"]
         options = {name: option for spec in specs.values() for name, option in spec.get("options", {}).items()}
-        lines += ["", f"## {role.name}", "", specs["main"]["short_description"].rstrip(".") + ".", ""] if options else []
+        lines += (
+            ["", f"## {role.name}", "", specs["main"]["short_description"].rstrip(".") + ".", ""] if options else []
+        )
         lines += ["| variable | type | default | |", "|---|---|---|---|"] if options else []
         for name, option in sorted(options.items()):
             default = "required" if option.get("required") else f"`{flow(defaults.get(name))}`"

@@ -285,7 +285,8 @@ class Server:
         A fault is `{"method": pattern}`, the first that matches counts, with any of: `times` (1); `after`, a method
         that must have succeeded before, so that a read by `status` 404 does not see at once what was made; `status`
         with `message`; `delay_seconds` of the answer or of the operation; `no_answer`, the connection is cut `before`
-        or `after` the request is carried out; `operation_error`, a message; `operation_hangs`, until faults are deleted.
+        or `after` the request is carried out; `operation_error`, a message; `operation_hangs`, until faults are
+        deleted.
         """
         matching = (item for item in self.faults if fnmatch.fnmatchcase(method, item["method"]) and "after" not in item)
         fault = next(matching, None)

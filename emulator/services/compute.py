@@ -81,6 +81,8 @@ def _link_field(call: Call, name: str, item: Any, field: str) -> Any:
     if name not in _LINKS or not item:
         return linked(call, item, field)
     project = call.parameters["project"]
+    if name in ("region", "zone") and item == call.parameters.get(name):
+        item = f"{name}s/{item}"  # Google's own clients may repeat the bare name of the URL
     if isinstance(item, list):
         return [resolve(call.cloud, link, field, _LINKS[name], project)["selfLink"] for link in item]
     return resolve(call.cloud, item, field, _LINKS[name], project)["selfLink"]

@@ -33,10 +33,11 @@ MODULES = "ansible_collections.mlops.mlflow_gcp.plugins.modules"
 # POST methods that write nothing.
 READING = ("getIamPolicy", "testIamPermissions", ".wait")
 # What Google counts and stamps by itself.
-STAMPS = frozenset(
-    "etag fingerprint labelFingerprint metageneration settingsVersion updated updateTime timeUpdated createTime "
-    "timeCreated creationTimestamp lastStartTimestamp lastStopTimestamp id uniqueId oauth2ClientId".split()
-)
+STAMPS = {
+    *("etag", "fingerprint", "labelFingerprint", "metageneration", "settingsVersion"),
+    *("updated", "updateTime", "timeUpdated", "createTime", "timeCreated", "creationTimestamp"),
+    *("lastStartTimestamp", "lastStopTimestamp", "id", "uniqueId", "oauth2ClientId"),
+}
 Json = dict[str, Any]
 
 
@@ -189,14 +190,15 @@ class World:
     def module(self, name: str, arguments: Json, *, check: bool = False) -> Json:
         """Run a module and return its result, `failed` among it when it failed."""
         printed = io.StringIO()
+        main = importlib.import_module(f"{MODULES}.{name}").main
         with (
             pytest.MonkeyPatch.context() as patch,
             patch_module_args({**given(arguments), "_ansible_check_mode": check}),
             contextlib.redirect_stdout(printed),
-            pytest.raises(SystemExit),
         ):
             patch.setattr(module_util, "Session", self.session)
-            importlib.import_module(f"{MODULES}.{name}").main()
+            with pytest.raises(SystemExit):
+                main()
         result: Json = json.loads(printed.getvalue())
         return result
 
@@ -217,9 +219,7 @@ class World:
 
 def writes(calls: list[Json]) -> list[Json]:
     """Return the calls of an API that write something."""
-    return [
-        call for call in calls if call["verb"] != "GET" and call["method"] and not call["method"].endswith(READING)
-    ]
+    return [call for call in calls if call["verb"] != "GET" and call["method"] and not call["method"].endswith(READING)]
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,12 @@ OTHER_VALUES = {
 
 def fields(run: Run) -> list[str]:
     """Return the name of every field that differed, with its resource."""
-    return [f"{diff['before_header']}: {name}" for task in run.tasks for diff in task.result["diff"] for name in
-            {**diff["before"], **diff["after"]}]
+    return [
+        f"{diff['before_header']}: {name}"
+        for task in run.tasks
+        for diff in task.result["diff"]
+        for name in {**diff["before"], **diff["after"]}
+    ]
 
 
 def test_a_check_tells_what_the_run_then_does(

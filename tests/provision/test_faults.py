@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import READING_METHODS
@@ -23,7 +22,14 @@ FAULTS: dict[str, list[Json]] = {
 # From these nobody recovers in one run.
 STOPPING = ("away for long", "never an answer", "the operation fails", "the operation hangs")
 # How the core of the modules words what went wrong.
-CLEAR = ("(HTTP ", "no answer from", "could not be reached", "The zone is out of resources.", "not done after", "not attempted, as it needs")
+CLEAR = (
+    "(HTTP ",
+    "no answer from",
+    "could not be reached",
+    "The zone is out of resources.",
+    "not done after",
+    "not attempted, as it needs",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +71,11 @@ def test_a_task_completes_or_stops_with_a_clear_error_and_the_next_run_completes
                 continue
             world.put(step.before)
             world.running.server.faults += [{"times": 1, "method": method, **one} for one in FAULTS[fault]]
-            hurried = {"timeout_seconds": 1} if "timeout_seconds" in step.task.arguments else {}
+            hurried = {"timeout_seconds": 1} if "hangs" in fault else {}
             result = world.module(step.task.module, {**step.task.arguments, **hurried})
             world.running.server.clear_faults()
             if result.get("failed"):
-                stopped.append(method)
+                stopped.append((method, result["msg"]))
                 where = (method, step.task.role, result["msg"])
                 assert all(any(words in line for words in CLEAR) for line in result["msg"].splitlines()), where
             else:

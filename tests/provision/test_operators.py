@@ -18,7 +18,9 @@ READ_AGAIN = {
 
 
 @pytest.fixture(scope="module")
-def runs(clean_world: World, empty: Json, provisioned: object, play: Callable[..., Run]) -> tuple[list[Run], list[Json]]:
+def runs(
+    clean_world: World, empty: Json, provisioned: object, play: Callable[..., Run]
+) -> tuple[list[Run], list[Json]]:
     """Two runs at once in an empty project, then a third; and the calls of the third."""
     operations = clean_world.running.server.cloud.operations
     clean_world.put(empty)

@@ -1,4 +1,4 @@
-"""Every resource that the roles state, through its life: made, left alone, changed by hand, mended, refused, removed."""
+"""Every resource that the roles state, through its life: made, left alone, changed by hand, mended, removed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.provision.fields import (
     with_value,
 )
 from tests.unit.emulator.conftest import PROJECT
+
 
 def test_the_roles_state_resources_of_every_kind(world: World, tasks: list[Task]) -> None:
     used = {resource.wanted.kind for resource in stated_resources(world, tasks)}
@@ -64,7 +65,9 @@ def test_every_field_changed_by_hand_is_foretold_and_mended(world: World, tasks:
                 continue
             done: set[str] = set()
             for way, value in others(field):
-                if way not in done and changed_by_hand(world, resource, field, with_value(resource.wanted.body, field, value)):
+                if way not in done and changed_by_hand(
+                    world, resource, field, with_value(resource.wanted.body, field, value)
+                ):
                     done.add(way)
                     result = world.foretold("gcp_resource", options(resource, resource.wanted.body))
                     names = {one["field"] for one in result["resources"][0]["differences"]}
@@ -88,10 +91,15 @@ def test_every_field_that_google_cannot_change_is_refused_by_name(world: World, 
                 continue
             for way, value in others(field):
                 body = with_value(resource.wanted.body, field, value)
-                if way == "unset" or resource_of(world.session(), Wanted(**{**vars(resource.wanted), "body": body})).problems:
+                if (
+                    way == "unset"
+                    or resource_of(world.session(), Wanted(**{**vars(resource.wanted), "body": body})).problems
+                ):
                     continue
                 with world.untouched():
-                    results = [world.module("gcp_resource", options(resource, body), check=check) for check in (True, False)]
+                    results = [
+                        world.module("gcp_resource", options(resource, body), check=check) for check in (True, False)
+                    ]
                 for result in results:
                     assert result.get("failed"), (resource.title, field.name, value)
                     assert "Google cannot change this in place" in result["msg"], result["msg"]
@@ -144,7 +152,9 @@ def test_every_grant_taken_away_or_added_by_hand_is_foretold_and_mended(world: W
                     world.put(base)
                     rewrite(policy_of, "absent", binding["role"], member)
                     result = world.foretold(task.module, task.arguments)
-                    assert result["changes"] == [f"update IAM policy of {policy_of.wish.title}: {binding['role']} +{member}"]
+                    assert result["changes"] == [
+                        f"update IAM policy of {policy_of.wish.title}: {binding['role']} +{member}"
+                    ]
                     assert world.visible() == seen
                 if binding["members"]:
                     world.put(base)
