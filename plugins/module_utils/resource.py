@@ -240,7 +240,7 @@ class Resource:
         if self.wanted.state == "absent":
             gone = [] if actual is None else self.losses(actual)
             return Plan("delete" if gone else "none", gone, {}, None)
-        body = self._resolved(self.body, lookup, "")
+        body = self._resolved(self.stated_body, lookup, "")
         if actual is None:
             after = self.compare.merged({**self.kind.create_defaults, **body}, {})
             shown = [Difference(key, None, mask(value)) for key, value in after.items()]
@@ -262,6 +262,11 @@ class Resource:
                 " switch that off in a run of its own, then delete it"
             )
         return [Difference("state", "present", "absent")]
+
+    @property
+    def stated_body(self) -> Json:
+        """The wanted fields as they are compared and sent."""
+        return self.body
 
     def _resolved(self, value: Any, lookup: Lookup, path: str) -> Any:
         """Return the value with links of addresses replaced by the addresses."""
@@ -482,9 +487,9 @@ class Labelled(Resource):
     def _named(self, listed: list[Json]) -> list[Json]:
         return [one for one in listed if (one.get(self._labels) or {}).get(NAME_LABEL) == self.wanted.name]
 
-    def stated_body(self, actual: Json | None) -> Json:
-        """Return the body with the label."""
-        del actual
+    @property
+    def stated_body(self) -> Json:
+        """The body with the label."""
         return {**self.body, self._labels: {**(self.body.get(self._labels) or {}), NAME_LABEL: self.wanted.name}}
 
     def create(self, body: Json) -> None:
