@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import READING_METHODS
 
-from tests.provision.conftest import Json, Task, World
+from tests.provision.conftest import Json, Replay, Task, World
 
 # What befalls the next calls of one method. Those of an operation befall only methods that begin one.
 FAULTS: dict[str, list[Json]] = {
@@ -51,9 +51,10 @@ def steps(clean_world: World, empty: Json, provisioned: tuple[list[Task], Json])
     """The tasks of provision.yml, one after the other, in a project that is empty at first."""
     world, found = clean_world, []
     world.put(empty)
-    for task in provisioned[0]:
-        before, since = world.tables(), world.count
-        world.done(task.module, task.arguments)
+    replay = Replay()
+    for captured in provisioned[0]:
+        task, before, since = replay.task(captured), world.tables(), world.count
+        replay.note(captured, world.done(task.module, task.arguments))
         methods = {call["method"] for call in world.calls(since) if call["method"]}
         methods = {method for method in methods if not method.endswith("getAllowedLocations")}
         found.append(Step(task, before, sorted(methods), names(world)))
