@@ -84,6 +84,14 @@ demo: .venv/installed ## The whole thing on this machine: cloud, server, a first
 demo-down: .venv/installed ## Remove the demo without a trace
 	@$(BIN)/python -m emulator down
 
+.PHONY: docs
+docs: .venv/installed ## Write docs/resources.md and docs/variables.md from the roles and the table of kinds
+	PYTHONPATH=.collections python docs/generate.py
+
+.PHONY: bench
+bench: .venv/installed ## Calls and seconds of provisioning, beside the same work with google.cloud
+	PYTHONPATH=.:.collections python -m bench
+
 .PHONY: lint
 lint: .venv/installed ## ansible-lint, yamllint, ruff, mypy
 	ruff check .

@@ -173,7 +173,9 @@ class Document:
             if described is None:
                 at = f" at '{where}'" if where else ""
                 raise _bad_payload(f'Unknown name "{name}"{at}: Cannot find field.')
-            if method is not None and described.get("readOnly") and method.verb == "POST":
+            # Google's own clients send the kind along, which has one value only.
+            is_kind = name == "kind" and item == described.get("default")
+            if method is not None and described.get("readOnly") and method.verb == "POST" and not is_kind:
                 raise _bad_payload(f"'{place}' is output only: it cannot be set.")
             self._check(described, item, place, method)
         if method is not None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -25,9 +26,11 @@ class Operations:
     "target": name}`, kept under the path by which clients ask for it.
     """
 
-    def __init__(self, state: State, seconds: float) -> None:
+    def __init__(self, state: State, seconds: float, longest_wait_seconds: float) -> None:
+        self.longest_wait_seconds = longest_wait_seconds
         self._state = state
         self._seconds = seconds
+        self._released = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=8, thread_name_prefix="operation")
         for record in state.operations.values():
             if not record["done"]:
@@ -37,7 +40,13 @@ class Operations:
 
     def close(self) -> None:
         """Waits for running operations."""
+        self.release()
         self._pool.shutdown()
+
+    def release(self) -> None:
+        """Lets the operations that hang by a fault go on."""
+        released, self._released = self._released, threading.Event()
+        released.set()
 
     def busy(self, target: str) -> bool:
         """True while an operation on the resource (or on something in it) has not finished."""
@@ -83,11 +92,21 @@ class Operations:
         with self._state.lock:
             self._state.operations[path] = record
         shown = dict(body)
-        self._pool.submit(self._run, record, work, finish, undo, fault or {})
+        self._pool.submit(self._run, record, work, finish, undo, fault or {}, self._released)
         return shown
 
-    def _run(self, record: Resource, work: Work, finish: Work, undo: Work, fault: dict[str, Any]) -> None:
+    def _run(
+        self,
+        record: Resource,
+        work: Work,
+        finish: Work,
+        undo: Work,
+        fault: dict[str, Any],
+        released: threading.Event,
+    ) -> None:
         code, message = "", ""
+        if fault.get("operation_hangs"):
+            released.wait()
         time.sleep(fault.get("delay_seconds", self._seconds))
         try:
             if fault.get("operation_error"):

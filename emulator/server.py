@@ -70,7 +70,20 @@ class Settings:
     metadata_port: int = 0
     proxy_port: int = 0
     operation_seconds: float = 0.2
+    # Google answers a wait for an operation that goes on after two minutes.
+    longest_wait_seconds: float = 120
     check_responses: bool = False
+
+
+# What a fault says beside its method; see Server._fault.
+_FAULT_FIELDS = {
+    *("method", "after", "times", "delay_seconds"),
+    *("status", "message", "no_answer", "operation_error", "operation_hangs"),
+}
+
+
+class _NoAnswerError(Exception):
+    """The connection ends without an answer."""
 
 
 class Server:
@@ -81,7 +94,7 @@ class Server:
             importlib.import_module(f"emulator.services.{name}")
         self.settings = settings
         state = State(settings.state)
-        operations = Operations(state, settings.operation_seconds)
+        operations = Operations(state, settings.operation_seconds, settings.longest_wait_seconds)
         self.cloud = Cloud(state, Directory(METHODS), Access(state), operations, effects)
         self.faults: list[dict[str, Any]] = []
         self._served: collections.deque[str] = collections.deque(maxlen=100_000)
@@ -167,6 +180,11 @@ class Server:
             response = web.json_response(error.body(), status=error.code)
             if error.code == 401:
                 response.headers["WWW-Authenticate"] = 'Bearer realm="https://accounts.google.com/"'
+        except _NoAnswerError:
+            self._log(record | {"status": 0, "seconds": round(time.time() - started, 4)})
+            if request.transport:
+                request.transport.abort()
+            return web.Response()
         except web.HTTPException:
             raise
         except Exception as error:  # the caller must see that the emulator itself is wrong
@@ -174,6 +192,10 @@ class Server:
             response = web.json_response(ApiError(500, f"The emulator failed: {error!r}").body(), status=500)
         record |= {"status": response.status, "seconds": round(time.time() - started, 4)}
         self._log(record)
+        if record["method"] and response.status < 300:
+            for fault in self.faults:
+                if "after" in fault and fnmatch.fnmatchcase(record["method"], fault["after"]):
+                    del fault["after"]
         return response
 
     def _log(self, record: dict[str, Any]) -> None:
@@ -233,6 +255,8 @@ class Server:
         if inspect.isawaitable(result):
             result = await result
             self.cloud.state.dirty = True
+        if fault and fault.get("no_answer") == "after":
+            raise _NoAnswerError
         if isinstance(result, web.StreamResponse):
             return result
         if result is None:
@@ -257,19 +281,33 @@ class Server:
         return f"projects/{self.cloud.state.project_of(project)}{slash}{rest}"
 
     async def _fault(self, method: str, operation: bool) -> dict[str, Any] | None:
-        """Return what an operation shall suffer; raises or delays at once what the call itself shall suffer."""
-        fault = next((item for item in self.faults if fnmatch.fnmatchcase(method, item["method"])), None)
+        """Return what an operation shall suffer; raises or delays at once what the call itself shall suffer.
+
+        A fault is `{"method": pattern}`, the first that matches counts, with any of: `times` (1); `after`, a method
+        that must have succeeded before, so that a read by `status` 404 does not see at once what was made; `status`
+        with `message`; `delay_seconds` of the answer or of the operation; `no_answer`, the connection is cut `before`
+        or `after` the request is carried out; `operation_error`, a message; `operation_hangs`, until faults are
+        deleted.
+        """
+        matching = (item for item in self.faults if fnmatch.fnmatchcase(method, item["method"]) and "after" not in item)
+        fault = next(matching, None)
         if fault is None:
             return None
         fault["times"] -= 1
         if fault["times"] <= 0:
             self.faults.remove(fault)
+        if "status" in fault or "no_answer" in fault or not operation:
+            await asyncio.sleep(fault.get("delay_seconds", 0))
         if "status" in fault:
-            await asyncio.sleep(fault.get("delay_seconds", 0))
-            raise ApiError(fault["status"], f"Fault asked for by a test: {fault['status']}")
-        if not operation:
-            await asyncio.sleep(fault.get("delay_seconds", 0))
+            raise ApiError(fault["status"], fault.get("message", f"Fault asked for by a test: {fault['status']}"))
+        if fault.get("no_answer") == "before":
+            raise _NoAnswerError
         return fault
+
+    def clear_faults(self) -> None:
+        """Forgets all faults, and lets operations that hang go on."""
+        self.faults.clear()
+        self.cloud.operations.release()
 
     async def administer(self, request: web.Request) -> web.StreamResponse:
         """Serves `/_emulator/...`, reached only through the proxy's port."""
@@ -296,14 +334,13 @@ class Server:
             case "GET", "faults":
                 return web.json_response(self.faults)
             case "DELETE", "faults":
-                self.faults.clear()
+                self.clear_faults()
                 return web.json_response([])
             case "POST", "faults":
                 asked = await request.json()
                 for fault in asked if isinstance(asked, list) else [asked]:
-                    known = {"method", "status", "times", "delay_seconds", "operation_error"}
-                    if "method" not in fault or set(fault) - known:
-                        raise web.HTTPBadRequest(text=f"A fault has method and any of {sorted(known)}.\n")
+                    if "method" not in fault or set(fault) - _FAULT_FIELDS:
+                        raise web.HTTPBadRequest(text=f"A fault has method and any of {sorted(_FAULT_FIELDS)}.\n")
                     self.faults.append({"times": 1} | fault)
                 return web.json_response(self.faults)
         raise web.HTTPNotFound(text="Try /_emulator/health, log, state, client, quotas or faults.\n")

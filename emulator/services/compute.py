@@ -86,6 +86,8 @@ def _link_field(call: Call, name: str, item: Any, field: str) -> Any:
     if name not in _LINKS or not item:
         return linked(call, item, field)
     project = call.parameters["project"]
+    if name in ("region", "zone") and item == call.parameters.get(name):
+        item = f"{name}s/{item}"  # Google's own clients may repeat the bare name of the URL
     if isinstance(item, list):
         return [resolve(call.cloud, link, field, _LINKS[name], project)["selfLink"] for link in item]
     return resolve(call.cloud, item, field, _LINKS[name], project)["selfLink"]
@@ -622,7 +624,7 @@ def _set_labels(call: Call) -> Resource:
 
 def _set_private_access(call: Call) -> Resource:
     path = item_path(call)
-    wanted = call.body["privateIpGoogleAccess"]
+    wanted = bool((call.body or {}).get("privateIpGoogleAccess"))
     return replace(call, path, {**call.cloud.need(f"compute/{path}"), "privateIpGoogleAccess": wanted})
 
 
@@ -756,8 +758,8 @@ def _operation_list(call: Call) -> Resource:
 
 
 async def _operation_wait(call: Call) -> Resource:
-    """Answers when the operation is done, or as it is after two minutes, as Google does."""
-    deadline = time.monotonic() + 120
+    """Answers when the operation is done, or as it is after a while, as Google does."""
+    deadline = time.monotonic() + call.cloud.operations.longest_wait_seconds
     while (body := _operation(call))["status"] != "DONE" and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
     return body

@@ -260,7 +260,7 @@ class Resource:
         if self.wanted.state == "absent":
             gone = [] if actual is None else self.losses(actual)
             return Plan("delete" if gone else "none", gone, {}, None)
-        body = self._resolved(self.stated_body(actual), lookup, "")
+        body = self._resolved(self.stated_body, lookup, "")
         if actual is None:
             after = self.compare.merged({**self.kind.create_defaults, **body}, {})
             shown = [masked(Difference(key, None, value)) for key, value in after.items()]
@@ -283,9 +283,9 @@ class Resource:
             )
         return [Difference("state", "present", "absent")]
 
-    def stated_body(self, actual: Json | None) -> Json:
-        """Return the wanted fields as they are compared and sent."""
-        del actual
+    @property
+    def stated_body(self) -> Json:
+        """The wanted fields as they are compared and sent."""
         return self.body
 
     def _resolved(self, value: Any, lookup: Lookup, path: str) -> Any:
@@ -519,9 +519,9 @@ class Labelled(Resource):
     def _named(self, listed: list[Json]) -> list[Json]:
         return [one for one in listed if (one.get(self._labels) or {}).get(NAME_LABEL) == self.wanted.name]
 
-    def stated_body(self, actual: Json | None) -> Json:
-        """Return the body with the label."""
-        del actual
+    @property
+    def stated_body(self) -> Json:
+        """The body with the label."""
         return {**self.body, self._labels: {**(self.body.get(self._labels) or {}), NAME_LABEL: self.wanted.name}}
 
     def create(self, body: Json) -> None:
@@ -571,9 +571,15 @@ class Service(Resource):
 class Connection(Resource):
     """Private services access: the peering of a network with Google's, which has a list but no get.
 
-    The network goes by the project's number:
+    Every request has the network, by the project's number; here it goes by the project's name, which is known before:
     https://cloud.google.com/service-infrastructure/docs/service-networking/reference/rest/v1/services.connections
     """
+
+    def __init__(self, cloud: Session, wanted: Wanted) -> None:
+        super().__init__(cloud, wanted)
+        network = self.body.get("network", self._network)
+        if normalise_link(network, cloud.project) != self._network:
+            self.problems.append(f"{self.title}: body.network says {network!r}, parent says {wanted.parent!r}")
 
     @property
     def link(self) -> str:
@@ -582,6 +588,10 @@ class Connection(Resource):
 
     @property
     def _network(self) -> str:
+        return f"projects/{self.cloud.project}/global/networks/{self.wanted.parent}"
+
+    @property
+    def _numbered_network(self) -> str:
         return f"projects/{self.cloud.project_number()}/global/networks/{self.wanted.parent}"
 
     def parameters(self, name: str) -> dict[str, str]:
@@ -594,22 +604,23 @@ class Connection(Resource):
         """Return the connection of the network, from the list."""
         answer = self.cloud.call(self.method("list"), self.parameters("list"), purpose, None, self.list_query())
         service = f"services/{self.wanted.name}"
-        return next((c for c in answer.get("connections", []) if c.get("service", service) == service), None)
+        found = next((c for c in answer.get("connections", []) if c.get("service", service) == service), None)
+        return {**found, "network": self._network} if found else None
 
     def list_query(self) -> Json:
         """Return the query for the connections of the network."""
-        return {"network": self._network}
-
-    def stated_body(self, actual: Json | None) -> Json:
-        """Return the body with its network under the project's number, which an empty project does not tell yet."""
-        own = f"projects/{self.cloud.project}/global/networks/{self.wanted.parent}"
-        if normalise_link(self.body.get("network") or own, self.cloud.project) != own:
-            return self.body
-        return {**self.body, "network": own if actual is None and self.cloud.check_mode else self._network}
+        return {"network": self._numbered_network}
 
     def delete(self, actual: Json) -> None:
         """End the peering."""
-        self.send("deleteConnection", "Deleting", {"consumerNetwork": actual["network"]})
+        del actual
+        self.send("deleteConnection", "Deleting", {"consumerNetwork": self._numbered_network})
+
+    def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> None:
+        """Call one of its methods, a change of its ranges included, with the network."""
+        if name != "deleteConnection":
+            body = {**body, "network": self._numbered_network}
+        super().send(name, verb, body, query)
 
 
 class Container(Resource):

@@ -21,6 +21,7 @@ try:
     import google.auth.transport.requests
     import google.oauth2.credentials
     import requests
+    import urllib3
 
     MISSING_LIBRARY = None if importlib.util.find_spec("googleapiclient") else "google-api-python-client"
 except ImportError as error:
@@ -203,10 +204,10 @@ class Session:
             except requests.exceptions.SSLError as error:
                 fix = "let REQUESTS_CA_BUNDLE name the certificates of the authority in between"
                 raise CloudError(f"{purpose}: TLS failed ({error}): {fix}") from error
-            except (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError) as error:
-                problem = CloudError(f"{purpose}: {urlsplit(url).hostname} could not be reached ({error})")
-                continue
             except (requests.exceptions.RequestException, google.auth.exceptions.TransportError) as error:
+                if _was_not_sent(error):
+                    problem = CloudError(f"{purpose}: {urlsplit(url).hostname} could not be reached ({error})")
+                    continue
                 problem = AmbiguousError(f"{purpose}: no answer from {urlsplit(url).hostname} ({error})")
                 if called.repeatable:
                     continue
@@ -262,6 +263,18 @@ def _asked_pause(response: Any) -> float:
     except ValueError:
         return 0.0
     return min(max(seconds, 0.0), LONGEST_ASKED_PAUSE_SECONDS)
+
+
+def _was_not_sent(error: Exception) -> bool:
+    """Return whether there was no connection yet.
+
+    An answer that got lost behind a proxy is a ProxyError as well: urllib3 forgets that it had been connected.
+    """
+    if isinstance(error, requests.exceptions.ProxyError):
+        original = getattr(getattr(error.args[0], "reason", None), "original_error", None)
+        is_refused = isinstance(original, OSError) and "Tunnel connection failed" in str(original)
+        return is_refused or isinstance(original, urllib3.exceptions.NewConnectionError)
+    return isinstance(error, requests.exceptions.ConnectTimeout)
 
 
 def _refusal(response: Any, purpose: str) -> ApiError:

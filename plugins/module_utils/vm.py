@@ -7,12 +7,14 @@ https://cloud.google.com/compute/docs/disks/resize-persistent-disk
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+import importlib.util
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
@@ -25,9 +27,8 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
 try:
     import requests
     from google.api_core import exceptions, retry
-    from google.cloud import compute_v1
 
-    MISSING_LIBRARY = None
+    MISSING_LIBRARY = None if importlib.util.find_spec("google.cloud.compute_v1") else "google-cloud-compute"
 except ImportError:
     MISSING_LIBRARY = "google-cloud-compute"
 
@@ -55,9 +56,6 @@ class Vm:
         self.cloud = cloud
         self.wanted = wanted
         self.title = f"compute.instances {wanted.name}"
-        credentials = credentials_for(cloud.project)
-        self._instances = compute_v1.InstancesClient(credentials=credentials, transport="rest")
-        self._disks = compute_v1.DisksClient(credentials=credentials, transport="rest")
         # A repeated request has the same requestId: Google carries it out once.
         self._retry = retry.Retry(
             predicate=retry.if_exception_type(
@@ -68,6 +66,21 @@ class Vm:
             ),
             timeout=RETRY_SECONDS,
         )
+
+    @functools.cached_property
+    def _compute(self) -> Any:
+        """google-cloud-compute, which takes seconds to import: only where there is something to change."""
+        from google.cloud import compute_v1
+
+        return compute_v1
+
+    @functools.cached_property
+    def _instances(self) -> Any:
+        return self._compute.InstancesClient(credentials=credentials_for(self.cloud.project), transport="rest")
+
+    @functools.cached_property
+    def _disks(self) -> Any:
+        return self._compute.DisksClient(credentials=credentials_for(self.cloud.project), transport="rest")
 
     def ensure(self) -> tuple[list[Difference], str]:
         """Bring the machine to the wanted size and let it run.
@@ -81,10 +94,10 @@ class Vm:
             actual = self._settled()
             if actual is None:
                 return [], self.wanted.machine_type
-            present = actual.machine_type.rsplit("/", 1)[-1]
+            present = actual["machineType"].rsplit("/", 1)[-1]
             found = self._differences(actual, present)
             first = found if first is None else first
-            self._raise_if_refused(actual.status, present)
+            self._raise_if_refused(actual["status"], present)
             if self.cloud.check_mode:
                 return found, present
             try:
@@ -96,23 +109,23 @@ class Vm:
             self.cloud.sleep(min(pause, 10.0))
         raise AssertionError("pauses never end")
 
-    def _differences(self, actual: Any, present: str) -> list[Difference]:
-        size, found = _boot_disk(actual).disk_size_gb, []
+    def _differences(self, actual: Json, present: str) -> list[Difference]:
+        size, found = int(_boot_disk(actual)["diskSizeGb"]), []
         if present != self.wanted.machine_type:
             found.append(Difference("machineType", present, self.wanted.machine_type))
         if size < self.wanted.disk_size_gib:
             found.append(Difference("disks[0].diskSizeGb", size, self.wanted.disk_size_gib))
-        if actual.status != RUNNING:
-            found.append(Difference("status", actual.status, RUNNING))
+        if actual["status"] != RUNNING:
+            found.append(Difference("status", actual["status"], RUNNING))
         return found
 
-    def _bring(self, actual: Any, present: str) -> None:
-        boot = _boot_disk(actual)
-        if boot.disk_size_gb < self.wanted.disk_size_gib:
-            self._resize(boot.source.rsplit("/", 1)[-1])
+    def _bring(self, actual: Json, present: str) -> None:
+        boot, status = _boot_disk(actual), actual["status"]
+        if int(boot["diskSizeGb"]) < self.wanted.disk_size_gib:
+            self._resize(boot["source"].rsplit("/", 1)[-1])
         if present != self.wanted.machine_type:
-            self._change_type(actual.status)
-        if present != self.wanted.machine_type or actual.status != RUNNING:
+            self._change_type(status)
+        if present != self.wanted.machine_type or status != RUNNING:
             self._start(present)
 
     def _raise_if_refused(self, status: str, present: str) -> None:
@@ -125,22 +138,21 @@ class Vm:
                 " allow that with allow_stopping, or state the present value"
             )
 
-    def _settled(self) -> Any:
+    def _settled(self) -> Json | None:
         """Return the machine once nothing passes over it any more, None when there is none."""
         deadline = self.cloud.clock() + self.cloud.timeout_seconds
         for pause in self.cloud.pauses(1.0):
             actual = self._read()
-            if actual is None or actual.status not in PASSING or self.cloud.check_mode:
+            if actual is None or actual["status"] not in PASSING or self.cloud.check_mode:
                 return actual
             if self.cloud.clock() > deadline:
-                raise CloudError(f"{self.title}: still {actual.status} after {self.cloud.timeout_seconds:.0f} s")
+                raise CloudError(f"{self.title}: still {actual['status']} after {self.cloud.timeout_seconds:.0f} s")
             self.cloud.sleep(min(pause, 10.0))
         raise AssertionError("pauses never end")
 
-    def _read(self) -> Any:
-        purpose = f"Reading {self.title}"
+    def _read(self) -> Json | None:
         try:
-            return self._call(purpose, self._instances.get, compute_v1.GetInstanceRequest(**self._instance))
+            return self.cloud.call(method("compute.v1", "instances", "get"), self._instance, f"Reading {self.title}")
         except ApiError as error:
             if error.status == 404 or (error.service_disabled and self.cloud.check_mode):
                 return None
@@ -151,8 +163,8 @@ class Vm:
         return {"project": self.cloud.project, "zone": self.wanted.zone, "instance": self.wanted.name}
 
     def _resize(self, disk: str) -> None:
-        size = compute_v1.DisksResizeRequest(size_gb=self.wanted.disk_size_gib)
-        request = compute_v1.ResizeDiskRequest(
+        size = self._compute.DisksResizeRequest(size_gb=self.wanted.disk_size_gib)
+        request = self._compute.ResizeDiskRequest(
             project=self.cloud.project,
             zone=self.wanted.zone,
             disk=disk,
@@ -163,24 +175,25 @@ class Vm:
             self._change(f"Resizing the disk of {self.title}", self._disks.resize, request)
         except ApiError as error:
             # A resize that an interrupted run began may have ended since the machine was read.
-            if error.status != 400 or _boot_disk(self._read()).disk_size_gb < self.wanted.disk_size_gib:
+            actual = self._read() if error.status == 400 else None
+            if actual is None or int(_boot_disk(actual)["diskSizeGb"]) < self.wanted.disk_size_gib:
                 raise
         self.cloud.warnings.append(f"{self.title}: its file system takes the new space of the disk at the next boot")
 
     def _change_type(self, status: str) -> None:
         if status == RUNNING:
-            stop = compute_v1.StopInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
+            stop = self._compute.StopInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
             self._change(f"Stopping {self.title}", self._instances.stop, stop)
         link = f"zones/{self.wanted.zone}/machineTypes/{self.wanted.machine_type}"
-        request = compute_v1.SetMachineTypeInstanceRequest(
+        request = self._compute.SetMachineTypeInstanceRequest(
             **self._instance,
             request_id=str(uuid.uuid4()),
-            instances_set_machine_type_request_resource=compute_v1.InstancesSetMachineTypeRequest(machine_type=link),
+            instances_set_machine_type_request_resource=self._compute.InstancesSetMachineTypeRequest(machine_type=link),
         )
         self._change(f"Setting the machine type of {self.title}", self._instances.set_machine_type, request)
 
     def _start(self, before: str) -> None:
-        request = compute_v1.StartInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
+        request = self._compute.StartInstanceRequest(**self._instance, request_id=str(uuid.uuid4()))
         try:
             self._change(f"Starting {self.title}", self._instances.start, request)
         except CloudError as error:
@@ -213,8 +226,9 @@ class Vm:
             raise CloudError(f"{purpose}: no answer from compute.googleapis.com ({error})") from error
 
 
-def _boot_disk(machine: Any) -> Any:
-    return next(disk for disk in machine.disks if disk.boot)
+def _boot_disk(machine: Json) -> Json:
+    disk: Json = next(disk for disk in machine["disks"] if disk.get("boot"))
+    return disk
 
 
 def ensure_vm(cloud: Session, wanted: WantedVm) -> Json:

@@ -2,16 +2,303 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+import importlib
+import io
+import json
+import os
 import pathlib
+import re
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import module as module_util
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import GoogleTransport, Session
+
+from tests.unit.emulator.conftest import PROJECT, Running, serving
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "inventories" / "local"
+PROVISION = "playbooks/provision.yml"
+COLLECTION = "mlops.mlflow_gcp."
+MODULES = "ansible_collections.mlops.mlflow_gcp.plugins.modules"
+# POST methods that write nothing.
+READING = ("getIamPolicy", "testIamPermissions", ".wait")
+# What Google counts and stamps by itself.
+STAMPS = {
+    *("etag", "fingerprint", "labelFingerprint", "metageneration", "settingsVersion"),
+    *("updated", "updateTime", "timeUpdated", "createTime", "timeCreated", "creationTimestamp"),
+    *("mutationRecord", "creationRecord", "lastStartTimestamp", "lastStopTimestamp"),
+    *("id", "uniqueId", "oauth2ClientId"),
+}
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a task of a role asked a module of this collection for, and what the module answered."""
+
+    role: str
+    module: str
+    arguments: Json
+    result: Json
+
+    @property
+    def members(self) -> list[Json]:
+        """The resources that a gcp_resource stated."""
+        return list(self.arguments["resources"]) if self.module == "gcp_resource" else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished playbook run; `output` is the report of the callback ansible.posix.json."""
+
+    code: int
+    output: str
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks of this collection's modules, in the order in which they ran."""
+        plays = json.loads(self.output[self.output.index("{\n") :])["plays"]
+        return [
+            Task(
+                task["task"]["path"].partition("/roles/")[2].partition("/")[0],
+                result["action"].removeprefix(COLLECTION),
+                given(result["invocation"]["module_args"]),
+                result,
+            )
+            for play in plays
+            for task in play["tasks"]
+            for result in task["hosts"].values()
+            if result["action"].startswith(COLLECTION) and "invocation" in result
+        ]
+
+    @property
+    def outcomes(self) -> list[Any]:
+        """What every module says it did, or in check mode would do."""
+        return [outcome(task.result) for task in self.tasks]
+
+    @property
+    def changes(self) -> list[str]:
+        return [change for task in self.tasks for change in task.result.get("changes", [])]
+
+
+def given(options: Json) -> Json:
+    """Return the options that have a value, those of the members of a batch included."""
+    return {
+        name: [given(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+class Replay:
+    """Tasks of one run carried out again in another project's state, where Google gives other names."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def task(self, task: Task) -> Task:
+        """Return the task with the names of now."""
+        text = json.dumps(task.arguments)
+        for old, new in self._names.items():
+            text = text.replace(old, new)
+        return dataclasses.replace(task, arguments=json.loads(text))
+
+    def note(self, task: Task, result: Json) -> None:
+        """Remember what Google has named otherwise this time."""
+        for old, new in zip(task.result.get("resources", []), result.get("resources", []), strict=True):
+            if old["resource"] and new["resource"] and "/" in old["resource"].get("name", ""):
+                self._names[old["resource"]["name"]] = new["resource"]["name"]
+
+
+def outcome(result: Json) -> Json:
+    """Return what a module says of its changes, field by field."""
+    members = next((result[key] for key in ("resources", "policies", "secrets", "users") if key in result), [])
+    return {
+        "changed": result["changed"],
+        "changes": result["changes"],
+        "diff": result["diff"],
+        "members": [(one.get("kind"), one["name"], one.get("action"), one["differences"]) for one in members],
+    }
+
+
+def unstamped(value: Any) -> Any:
+    """Return what a user can see of a value: without counters, times, and the numbers that Google gives."""
+    if isinstance(value, str):
+        return re.sub(r"\d{12,}", "<number>", value)
+    if isinstance(value, dict):
+        return {key: unstamped(content) for key, content in value.items() if key not in STAMPS}
+    return [unstamped(element) for element in value] if isinstance(value, list) else value
+
+
+class World:
+    """The emulated cloud with its state in hand, and the modules run against it in this process."""
+
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.state = running.server.cloud.state
+        self.transport = GoogleTransport(PROJECT)
+        self.offset = 0.0
+
+    # State
+
+    def tables(self) -> Json:
+        """Return a copy of everything that the cloud keeps, but its operations."""
+        with self.state.lock:
+            kept = {name: table for name, table in self.state.tables().items() if name not in ("operations", "last_id")}
+            return copy.deepcopy(kept)
+
+    def put(self, tables: Json) -> None:
+        """Put the cloud into a state, with no operation under way and no fault asked for."""
+        self.running.server.clear_faults()
+        with self.state.lock:
+            self.state.operations.clear()
+            for name, table in copy.deepcopy(tables).items():
+                setattr(self.state, name, table)
+
+    def visible(self) -> Json:
+        """Return the cloud's resources, services and policies, without counters and times."""
+        tables = self.tables()
+        policies = {
+            name: {
+                (binding["role"], json.dumps(binding.get("condition")), member)
+                for binding in policy.get("bindings", [])
+                for member in binding["members"]
+            }
+            for name, policy in tables["policies"].items()
+        }
+        return {"resources": unstamped(tables["resources"]), "services": tables["services"], "policies": policies}
+
+    # Calls
+
+    def calls(self, since: int = 0) -> list[Json]:
+        """Return the calls from a number on."""
+        lines = (self.running.state / "calls.jsonl").read_text().splitlines()[since:]
+        return [json.loads(line) for line in lines]
+
+    @property
+    def count(self) -> int:
+        """Number of calls until now."""
+        return int(self.running.server._count)
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Fail when the block writes anything."""
+        before, since = self.tables(), self.count
+        yield
+        assert writes(self.calls(since)) == []
+        assert self.tables() == before
+
+    # Modules
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass quickly."""
+        self.offset += seconds
+        time.sleep(min(seconds, 0.01))
+
+    def session(self, project: str = PROJECT, **options: Any) -> Session:
+        """Return a session for which time passes quickly."""
+        options = {"transport": self.transport, **options}
+        return Session(project, sleep=self.sleep, clock=lambda: time.monotonic() + self.offset, **options)
+
+    def module(self, name: str, arguments: Json, *, check: bool = False) -> Json:
+        """Run a module and return its result, `failed` among it when it failed."""
+        printed = io.StringIO()
+        main = importlib.import_module(f"{MODULES}.{name}").main
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            patch_module_args({**given(arguments), "_ansible_check_mode": check}),
+            contextlib.redirect_stdout(printed),
+        ):
+            patch.setattr(module_util, "Session", self.session)
+            with pytest.raises(SystemExit):
+                main()
+        result: Json = json.loads(printed.getvalue())
+        return result
+
+    def done(self, name: str, arguments: Json, *, check: bool = False) -> Json:
+        """Run a module that must not fail."""
+        result = self.module(name, arguments, check=check)
+        assert not result.get("failed"), result["msg"]
+        return result
+
+    def foretold(self, name: str, arguments: Json) -> Json:
+        """Run a module as a check, which writes nothing, then really: both say the same. Return the result."""
+        with self.untouched():
+            foretold = self.done(name, arguments, check=True)
+        result = self.done(name, arguments)
+        assert outcome(result) == outcome(foretold)
+        return result
+
+
+def writes(calls: list[Json]) -> list[Json]:
+    """Return the calls of an API that write something."""
+    return [call for call in calls if call["verb"] != "GET" and call["method"] and not call["method"].endswith(READING)]
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The emulated cloud, one for all tests."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="session")
+def clean_world(running: Running) -> World:
+    return World(running)
+
+
+@pytest.fixture(scope="session")
+def empty(clean_world: World) -> Json:
+    """The state of an empty project."""
+    return clean_world.tables()
+
+
+@pytest.fixture(scope="session")
+def play(running: Running) -> Callable[..., Run]:
+    """Return a function that runs a playbook to its end; `begin` starts it and returns the process."""
+
+    def run(*arguments: str, inventory: pathlib.Path = LOCAL) -> Run:
+        return ended(begun(*arguments, inventory=inventory))
+
+    return run
+
+
+def begun(*arguments: str, inventory: pathlib.Path = LOCAL) -> subprocess.Popen[str]:
+    """Start provision.yml."""
+    return subprocess.Popen(
+        ["ansible-playbook", PROVISION, "-i", str(inventory), *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> Run:
+    """Return the finished run."""
+    output, _ = process.communicate(timeout=600)
+    return Run(process.returncode, output)
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +313,25 @@ def make_inventory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa
         return inventory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def provisioned(clean_world: World, empty: Json, play: Callable[..., Run]) -> tuple[list[Task], Json]:
+    """What the roles ask of the modules in one run, and the state that it leads to."""
+    clean_world.put(empty)
+    run = play()
+    assert run.code == 0, run.output
+    return run.tasks, clean_world.tables()
+
+
+@pytest.fixture
+def world(clean_world: World, provisioned: tuple[list[Task], Json]) -> World:
+    """The cloud as a run of provision.yml leaves it."""
+    clean_world.put(provisioned[1])
+    return clean_world
+
+
+@pytest.fixture
+def tasks(provisioned: tuple[list[Task], Json]) -> list[Task]:
+    """What the roles ask of the modules."""
+    return provisioned[0]

@@ -67,7 +67,8 @@ def serving(directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = Server(Settings(directory / "state", operation_seconds=0, check_responses=True), NoEffects())
+    settings = Settings(directory / "state", operation_seconds=0, longest_wait_seconds=0.2, check_responses=True)
+    server = Server(settings, NoEffects())
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
     try:
         credentials = (server.settings.state / "credentials.json").read_text()

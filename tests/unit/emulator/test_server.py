@@ -66,6 +66,35 @@ def test_a_fault_lasts_as_often_as_asked(cloud: Any, direct: Any, status: int, w
     assert direct.post(faults, json=[{"method": "x", "colour": "red"}]).status_code == 400
 
 
+def test_an_answer_can_be_missing_before_and_after_the_deed(cloud: Any, direct: Any) -> None:
+    for number, when in enumerate(("before", "after")):
+        fault = {"method": "compute.networks.insert", "no_answer": when}
+        assert direct.post(f"{cloud.admin}/faults", json=fault).ok
+        body = {"name": f"net-{number}", "autoCreateSubnetworks": False}
+        with pytest.raises(requests.ConnectionError):
+            cloud.operator.request("POST", NETWORKS, json=body)
+    assert [network["name"] for network in cloud.call("GET", NETWORKS)["items"]] == ["net-1"]
+
+
+def test_an_operation_hangs_until_the_faults_are_deleted(cloud: Any, direct: Any) -> None:
+    fault = {"method": "compute.networks.insert", "operation_hangs": True}
+    assert direct.post(f"{cloud.admin}/faults", json=fault).ok
+    operation = cloud.call("POST", NETWORKS, {"name": "mlflow", "autoCreateSubnetworks": False})
+    # A wait does not last for ever.
+    assert cloud.call("POST", f"{operation['selfLink']}/wait")["status"] == "RUNNING"
+    assert direct.delete(f"{cloud.admin}/faults").ok
+    assert "error" not in cloud.done(operation)
+
+
+def test_what_was_made_may_be_seen_late(cloud: Any, direct: Any) -> None:
+    fault = {"method": "compute.networks.get", "after": "compute.networks.insert", "status": 404, "times": 2}
+    assert direct.post(f"{cloud.admin}/faults", json=fault).ok
+    assert cloud.refused("GET", f"{NETWORKS}/mlflow")["message"].endswith("was not found")
+    cloud.done(cloud.call("POST", NETWORKS, {"name": "mlflow", "autoCreateSubnetworks": False}))
+    answers = [cloud.operator.request("GET", f"{NETWORKS}/mlflow").status_code for _ in range(3)]
+    assert answers == [404, 404, 200]
+
+
 def test_every_call_is_logged_once(cloud: Any, direct: Any) -> None:
     before = direct.get(f"{cloud.admin}/health").json()["calls"]
     cloud.refused("POST", NETWORKS, {"name": "N"})

@@ -365,6 +365,11 @@ def test_a_connection_goes_by_the_projects_number(cloud, google):
     body["reservedPeeringRanges"] = ["r", "r2"]
     assert ensure(cloud, "servicenetworking.connections", body, **options)[0].action == "update"
     assert google.written()[-1].query == {"updateMask": "reservedPeeringRanges"}
+    # Google wants to know of which network even where it stays.
+    assert google.written()[-1].body["network"] == "projects/42/global/networks/n"
+    other = Wanted("servicenetworking.connections", body={"network": "projects/demo/global/networks/other"}, **options)
+    [problem] = resource_of(cloud, other).problems
+    assert problem.endswith("body.network says 'projects/demo/global/networks/other', parent says 'n'")
 
 
 # When Google is busy, slow or silent

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import http.client
 
 import google.auth.credentials
 import google.auth.exceptions
 import google.oauth2.credentials
 import pytest
 import requests
+import urllib3
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     AmbiguousError,
@@ -50,11 +52,21 @@ def test_a_refusal_is_not_repeated(cloud, google, fault):
     assert len(google.calls) == 1
 
 
+def behind_a_proxy(original: Exception) -> requests.exceptions.ProxyError:
+    """What requests raises when a connection through a proxy fails, whenever it does."""
+    reason = urllib3.exceptions.ProxyError("Unable to connect to proxy", original)
+    return requests.exceptions.ProxyError(urllib3.exceptions.MaxRetryError(None, "/", reason))
+
+
+REFUSED = urllib3.exceptions.NewConnectionError(None, "refused")
+
+
 @pytest.mark.parametrize(
     "failure",
     [
         {"status": 500},
         {"status": 503},
+        {"raises": behind_a_proxy(http.client.RemoteDisconnected("closed"))},
         {"raises": requests.ConnectionError("reset")},
         {"raises": requests.ReadTimeout()},
     ],
@@ -66,7 +78,15 @@ def test_a_post_without_an_answer_is_not_repeated(cloud, google, fault, failure)
     assert len(google.calls) == 1
 
 
-@pytest.mark.parametrize("failure", [{"status": 429}, {"raises": requests.ConnectTimeout()}])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"status": 429},
+        {"raises": requests.ConnectTimeout()},
+        {"raises": behind_a_proxy(REFUSED)},
+        {"raises": behind_a_proxy(OSError("Tunnel connection failed: 502 Bad Gateway"))},
+    ],
+)
 def test_a_post_that_did_not_land_is_repeated(cloud, google, fault, failure):
     google.faults.append(fault("POST", "/b$", times=2, **failure))
     cloud.call(INSERT, {}, "Creating bucket a", {"name": "a"})

@@ -1,0 +1,141 @@
+"""`make bench`: runs both playbooks and provision.yml against an emulated cloud of their own, and prints a table.
+
+The resources are of Compute Engine: of the others, google.cloud's modules send what the emulated cloud refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from emulator import environment
+from emulator.effects import NoEffects
+from emulator.server import Server, Settings
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESOURCES = 12
+SERVICES = ("compute",)
+ANSIBLE = {
+    "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+    "GCP_AUTH_KIND": "application",
+    "GCP_PROJECT": environment.PROJECT,
+    "GCP_SCOPES": "https://www.googleapis.com/auth/cloud-platform",
+}
+# Of these calls no playbook is the author: tokens, and google-auth's look-up beside each.
+BESIDE = ("oauth2.googleapis.com", "iamcredentials.googleapis.com")
+
+
+class Cloud:
+    """An emulated cloud in this process whose operations take no time, and playbooks that run against it."""
+
+    def __init__(self, server: Server, variables: dict[str, str]) -> None:
+        self.server = server
+        self.variables = variables
+
+    def run(self, playbook: str, inventory: str) -> tuple[float, float, int, Any]:
+        """Run a playbook; return seconds, those of the processor, API calls and Ansible's report.
+
+        Raises RuntimeError when it fails.
+        """
+        log = self.server.settings.state / "calls.jsonl"
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+        started, used = time.monotonic(), _processor_seconds()
+        finished = subprocess.run(
+            ["ansible-playbook", playbook, "-i", inventory],
+            cwd=ROOT,
+            env={**os.environ, **self.variables, **ANSIBLE},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds, used = time.monotonic() - started, _processor_seconds() - used
+        if finished.returncode:
+            raise RuntimeError(f"{playbook} failed: {_failures(finished.stdout)}")
+        calls = [json.loads(line) for line in log.read_text().splitlines()[before:]]
+        report = json.loads(finished.stdout[finished.stdout.index("{\n") :])
+        return seconds, used, sum(call["host"] not in BESIDE for call in calls), report
+
+
+@contextlib.contextmanager
+def serving(directory: pathlib.Path) -> Iterator[Cloud]:
+    """Serve an emulated cloud until the context ends."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    server = Server(Settings(directory / "state", operation_seconds=0), NoEffects())
+    for services in server.cloud.state.services.values():
+        services += [f"{name}.googleapis.com" for name in SERVICES]
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    state = server.settings.state
+    authority, credentials = (state / "ca.pem").read_text(), (state / "credentials.json").read_text()
+    environment.write(authority, credentials, server.settings.proxy_port, directory / "client")
+    exports = (directory / "client" / "env").read_text().splitlines()
+    variables = dict(line.removeprefix("export ").replace("'", "").split("=", 1) for line in exports)
+    try:
+        yield Cloud(server, variables)
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def _processor_seconds() -> float:
+    """Return what the processes begun here have used, which another load on the machine does not change."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _failures(output: str) -> list[str]:
+    """Return what the tasks that failed said."""
+    report = json.loads(output[output.index("{\n") :])
+    results = [result for play in report["plays"] for task in play["tasks"] for result in task["hosts"].values()]
+    return [str(result.get("msg")) for result in results if result.get("failed") or result.get("unreachable")]
+
+
+def seconds_by_role(report: Any) -> dict[str, float]:
+    """Return how long the tasks of each role took."""
+    found: dict[str, float] = {}
+    for play in report["plays"]:
+        for task in play["tasks"]:
+            role = task["task"]["path"].partition("/roles/")[2].partition("/")[0]
+            start, end = (
+                datetime.datetime.fromisoformat(task["task"]["duration"].get(at, "")) for at in ("start", "end")
+            )
+            found[role] = found.get(role, 0.0) + (end - start).total_seconds()
+    found.pop("", None)
+    return found
+
+
+def main() -> None:
+    """Print what was measured."""
+    with tempfile.TemporaryDirectory() as directory, serving(pathlib.Path(directory)) as cloud:
+        print(f"{RESOURCES} resources, emulated cloud, operations take no time; seconds of the whole ansible-playbook")
+        print(f"{'':24}{'API calls':>10}{'seconds':>10}{'s/resource':>12}{'processor':>12}")
+        took = {}
+        for run in ("create", "no-op"):
+            for playbook in ("ours", "google_cloud"):
+                seconds, used, calls, _ = cloud.run(f"bench/{playbook}.yml", "localhost,")
+                took[run, playbook] = (seconds, used)
+                print(f"{run:8}{playbook:16}{calls:>10}{seconds:>10.1f}{seconds / RESOURCES:>12.2f}{used:>12.1f}")
+            ratios = [theirs / ours for theirs, ours in zip(took[run, "google_cloud"], took[run, "ours"], strict=True)]
+            print(f"{run:8}google_cloud takes {ratios[0]:.1f} times as long, {ratios[1]:.1f} times the processor")
+        cloud.run("playbooks/provision.yml", "inventories/local")
+        seconds, _, calls, report = cloud.run("playbooks/provision.yml", "inventories/local")
+        print(f"\nprovision.yml with nothing to do: {calls} API calls, {seconds:.1f} s, of which in tasks:")
+        for role, spent in seconds_by_role(report).items():
+            print(f"  {role:22}{spent:>6.1f} s")
+
+
+if __name__ == "__main__":
+    main()

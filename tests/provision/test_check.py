@@ -1,0 +1,75 @@
+"""`--check --diff` of the real playbook tells what the run after it then does, field by field, and writes nothing."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+from tests.provision.conftest import Run, Task, World
+from tests.provision.fields import SPARES, can_drift, changed_by_hand, others, stated, stated_resources, with_value
+from tests.unit.emulator.conftest import PROJECT
+
+Play = Callable[..., Run]
+CHECK = ("--check", "--diff")
+# Single values of an environment, each of which reaches another field.
+OTHER_VALUES = {
+    "platform_labels": {"team": "research"},
+    "platform_https_source_ranges": ["203.0.113.0/24"],
+    "platform_http_source_ranges": [],
+    "platform_operators": ["user:ann@example.com"],
+    "platform_deletion_protection_enabled": True,
+    "platform_sql_tier": "db-custom-2-7680",
+    "platform_sql_availability_type": "REGIONAL",
+    "gcp_bucket_storage_class": "NEARLINE",
+    "gcp_bucket_soft_delete_days": 14,
+    "gcp_sql_backup_count": 30,
+    "gcp_sql_backup_start_time": "04:00",
+    "gcp_sql_maintenance_day": 6,
+    "gcp_sql_database_flags": {"log_min_duration_statement": "500"},
+    "gcp_identity_project_roles": ["roles/cloudsql.client", "roles/cloudsql.instanceUser"],
+}
+
+
+def fields(run: Run) -> list[str]:
+    """Return the name of every field that differed, with its resource."""
+    return [
+        f"{diff['before_header']}: {name}"
+        for task in run.tasks
+        for diff in task.result["diff"]
+        for name in {**diff["before"], **diff["after"]}
+    ]
+
+
+def test_a_check_tells_what_the_run_then_does(
+    world: World, tasks: list[Task], play: Play, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    world.done("gcp_resource", {"project": PROJECT, "resources": SPARES})
+    seen = world.visible()
+    drifted = set()
+    for resource in stated_resources(world, tasks):
+        body = resource.wanted.body
+        for field in stated(resource):
+            for _way, value in others(field) if can_drift(resource, field) else ():
+                other = with_value(body, field, value)
+                if changed_by_hand(world, resource, field, other):
+                    body = other
+                    drifted.add(f"{resource.title}: {field.name}")
+                    break
+
+    with world.untouched():
+        checked = play(*CHECK)
+    mended = play("--diff")
+
+    assert (checked.code, mended.code) == (0, 0), mended.output
+    assert mended.outcomes == checked.outcomes
+    assert world.visible() == seen
+
+    inventory = make_inventory(**OTHER_VALUES)
+    with world.untouched():
+        foretold = play(*CHECK, inventory=inventory)
+    done = play("--diff", inventory=inventory)
+
+    assert (foretold.code, done.code) == (0, 0), done.output
+    assert done.outcomes == foretold.outcomes
+    assert len(set(fields(mended)) | set(fields(done))) >= 50
+    assert len(fields(done)) >= len(OTHER_VALUES)

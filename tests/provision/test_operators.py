@@ -1,0 +1,56 @@
+"""Two operators at once, and what a run costs that has nothing to do."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+
+import pytest
+
+from tests.provision.conftest import Json, Run, World, begun, ended, writes
+
+# Read more than once in a run, and why that is right.
+READ_AGAIN = {
+    "compute.instances.get": "gcp_vm brings a machine to its size, gcp_resource compares the rest: two modules",
+    "compute.addresses.get": "a machine holds its address by number, which only the address tells",
+    "compute.instances.aggregatedList": "the inventory, before the run and after it: not a resource of ours",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(
+    clean_world: World, empty: Json, provisioned: object, play: Callable[..., Run]
+) -> tuple[list[Run], list[Json]]:
+    """Two runs at once in an empty project, then a third; and the calls of the third."""
+    operations = clean_world.running.server.cloud.operations
+    clean_world.put(empty)
+    operations._seconds = 0.3
+    try:
+        both = [ended(process) for process in [begun(), begun()]]
+    finally:
+        operations._seconds = 0
+    since = clean_world.count
+    return [*both, play()], clean_world.calls(since)
+
+
+def test_two_operators_at_once_end_in_the_right_state(
+    runs: tuple[list[Run], list[Json]], clean_world: World, provisioned: tuple[object, Json]
+) -> None:
+    first, second, third = runs[0]
+    assert (first.code, second.code) == (0, 0), f"{first.output}\n{second.output}"
+    assert third.code == 0
+    assert third.changes == []
+    assert writes(runs[1]) == []
+    assert set(clean_world.tables()["resources"]) == set(provisioned[1]["resources"])
+
+
+def test_a_run_that_changes_nothing_reads_every_resource_once(runs: tuple[list[Run], list[Json]]) -> None:
+    reads = collections.Counter(
+        (call["method"], call["path"])
+        for call in runs[1]
+        # google-auth looks up where a credential may be used whenever it likes.
+        if call["method"] and not call["method"].endswith("getAllowedLocations")
+    )
+    again = {method for (method, _path), times in reads.items() if times > 1}
+    assert again == set(READ_AGAIN)
+    assert max(reads.values()) == 2

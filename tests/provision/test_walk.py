@@ -1,0 +1,235 @@
+"""Every resource that the roles state, through its life: made, left alone, changed by hand, mended, removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import PolicyOf, Wish, desired_policy
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
+
+from tests.provision.conftest import Json, Replay, Task, World, outcome
+from tests.provision.fields import (
+    SPARES,
+    Together,
+    can_drift,
+    changed_by_hand,
+    options,
+    others,
+    stated,
+    stated_resources,
+    with_value,
+)
+from tests.unit.emulator.conftest import PROJECT
+
+# Kinds that no role states unless an environment asks for them, or that another module states.
+ASKED_FOR = {
+    "bigquery.datasets": "where an environment keeps its logs in a dataset",
+    "dns.resourceRecordSets": "where an environment names its zone",
+    "secretmanager.secrets": "gcp_secret makes it together with its versions",
+}
+
+
+def test_the_roles_state_resources_of_every_kind(world: World, tasks: list[Task]) -> None:
+    used = {resource.wanted.kind for resource in stated_resources(world, tasks)}
+    assert used | set(ASKED_FOR) == set(KINDS)
+
+
+def test_every_task_tells_what_it_makes_and_makes_it_once(world: World, empty: Json, tasks: list[Task]) -> None:
+    world.put(empty)
+    replay = Replay()
+    for captured in tasks:
+        task = replay.task(captured)
+        with world.untouched():
+            foretold = world.done(task.module, task.arguments, check=True)
+        result = world.done(task.module, task.arguments)
+        replay.note(captured, result)
+        assert known_after(outcome(result), outcome(foretold)) == outcome(foretold)
+        with world.untouched():
+            again = world.done(task.module, task.arguments)
+        assert (again["changed"], again["diff"]) == (False, []), task
+    assert world.visible()["policies"]
+
+
+def known_after(result: Any, foretold: Any) -> Any:
+    """Return a result without what nobody could know before: the addresses that Google chose."""
+    if foretold == "(known after create)":
+        return foretold
+    if isinstance(result, dict):
+        return {key: known_after(value, foretold.get(key)) for key, value in result.items()}
+    if isinstance(result, list | tuple) and len(result) == len(foretold):
+        return type(result)(known_after(left, right) for left, right in zip(result, foretold, strict=True))
+    return result
+
+
+def test_every_field_changed_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
+    world.done("gcp_resource", {"project": PROJECT, "resources": SPARES})
+    base, seen = world.tables(), world.visible()
+    never: list[str] = []
+    for resource in stated_resources(world, tasks):
+        for field in stated(resource):
+            if not can_drift(resource, field):
+                continue
+            done: set[str] = set()
+            for way, value in others(field):
+                if way not in done and changed_by_hand(
+                    world, resource, field, with_value(resource.wanted.body, field, value)
+                ):
+                    done.add(way)
+                    result = world.foretold("gcp_resource", options(resource, resource.wanted.body))
+                    names = {one["field"] for one in result["resources"][0]["differences"]}
+                    parent = field.name.rpartition(".")[0]
+                    expected = {f"{parent}.{key}" for key in value.values} if isinstance(value, Together) else set()
+                    problem = f"{resource.title}: {field.name} {way}: {names}"
+                    assert names, problem
+                    assert all(name in expected or name.startswith(field.name) for name in names), problem
+                    assert world.visible() == seen, problem
+                world.put(base)
+            if not done:
+                never.append(f"{resource.title}: {field.name}")
+    assert never == [], "no other value was taken: give one in fields.py"
+
+
+def test_every_field_that_google_cannot_change_is_refused_by_name(world: World, tasks: list[Task]) -> None:
+    refused = set()
+    for resource in stated_resources(world, tasks):
+        for field in stated(resource):
+            if not resource._is_immutable(field.path):
+                continue
+            for way, value in others(field):
+                body = with_value(resource.wanted.body, field, value)
+                if (
+                    way == "unset"
+                    or resource_of(world.session(), Wanted(**{**vars(resource.wanted), "body": body})).problems
+                ):
+                    continue
+                with world.untouched():
+                    results = [
+                        world.module("gcp_resource", options(resource, body), check=check) for check in (True, False)
+                    ]
+                for result in results:
+                    assert result.get("failed"), (resource.title, field.name, value)
+                    assert "Google cannot change this in place" in result["msg"], result["msg"]
+                    assert f"{field.name.partition('[')[0]}" in result["msg"], result["msg"]
+                refused.add(f"{resource.wanted.kind}.{field.path}")
+                break
+    assert "compute.subnetworks.ipCidrRange" in refused
+
+
+def test_what_the_roles_made_goes_and_nothing_else(world: World, empty: Json, tasks: list[Task]) -> None:
+    resources = stated_resources(world, tasks)
+    absent = {
+        "project": PROJECT,
+        "resources": [
+            {**options(resource, {}), "state": "absent"}
+            for resource in resources
+            if resource.wanted.kind != "serviceusage.services"
+        ],
+    }
+    for member in absent["resources"]:
+        del member["project"]
+
+    result = world.foretold("gcp_resource", absent)
+
+    assert [member["action"] for member in result["resources"]] == ["delete"] * len(absent["resources"])
+    left = set(world.visible()["resources"]) - set(empty["resources"])
+    # Secrets are another module's, and Google keeps the accounts of its own services.
+    assert all("/secrets/" in name or name.startswith("agents/") for name in left), left
+    with world.untouched():
+        assert not world.done("gcp_resource", absent)["changed"]
+
+
+def of(tasks: list[Task], module: str) -> list[Task]:
+    """Return the tasks of one module; the roles use every one of the family."""
+    found = [task for task in tasks if task.module == module]
+    assert found, module
+    return found
+
+
+STRANGER = "user:stranger@example.com"
+
+
+def test_every_grant_taken_away_or_added_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
+    base, seen = world.tables(), world.visible()
+    for task in of(tasks, "gcp_iam"):
+        for entry in task.arguments.get("policies") or [task.arguments]:
+            name = entry["resource"].get("name") or PROJECT
+            policy_of = PolicyOf(world.session(), Wish(entry["resource"]["kind"], name))
+            for binding in entry["bindings"]:
+                for member in binding["members"]:
+                    world.put(base)
+                    rewrite(policy_of, "absent", binding["role"], member)
+                    result = world.foretold(task.module, task.arguments)
+                    assert result["changes"] == [
+                        f"update IAM policy of {policy_of.wish.title}: {binding['role']} +{member}"
+                    ]
+                    assert world.visible() == seen
+                if binding["members"]:
+                    world.put(base)
+                    rewrite(policy_of, "present", binding["role"], STRANGER)
+                    result = world.foretold(task.module, task.arguments)
+                    is_exclusive = entry.get("mode", task.arguments.get("mode")) == "exclusive"
+                    assert result["changed"] == is_exclusive
+                    assert (world.visible() == seen) == is_exclusive
+
+
+def rewrite(policy_of: PolicyOf, mode: str, role: str, member: str) -> None:
+    """Give or take a role on one resource, past the inventory."""
+    entry = {"mode": mode, "bindings": [{"role": role, "members": [member]}]}
+    policy_of.write(desired_policy(policy_of.read(), [entry]))
+
+
+def test_every_secret_destroyed_or_relabelled_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
+    api = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets"
+    call = world.running.call
+    for task in of(tasks, "gcp_secret"):
+        for secret in task.arguments["secrets"]:
+            url = f"{api}/{secret['name']}"
+            call("PATCH", f"{url}?updateMask=labels", {"labels": {"mlflow-deployment": "other"}})
+            call("POST", f"{url}/versions/1:destroy", {})
+            result = world.foretold(task.module, task.arguments)
+            assert [line for line in result["changes"] if secret["name"] in line] == result["changes"]
+            assert call("GET", url)["labels"] == secret["labels"]
+            assert call("GET", f"{url}/versions/2:access")["payload"]["data"]
+            call("POST", f"{url}/versions/2:disable", {})
+            with world.untouched():
+                refused = world.module(task.module, task.arguments)
+            assert "its latest version 2 is disabled" in refused["msg"]
+            call("POST", f"{url}/versions/2:enable", {})
+
+
+def test_every_database_user_changed_by_hand_is_foretold_and_mended_or_refused(world: World, tasks: list[Task]) -> None:
+    call, seen = world.running.call, world.visible()
+    for task in of(tasks, "gcp_sql_user"):
+        api = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/{task.arguments['instance']}/users"
+        for user, member in zip(task.arguments["users"], task.result["users"], strict=True):
+            # As the database calls it.
+            name = member["name"]
+            query = f"name={name}&databaseRoles=pg_monitor&revokeExistingRoles=true"
+            world.running.done(call("PUT", f"{api}?{query}", {"name": user["name"]}))
+            result = world.foretold(task.module, task.arguments)
+            moves = "databaseRoles -pg_monitor +cloudsqlsuperuser"
+            assert result["changes"] == [f"update Cloud SQL user {name}: {moves}"]
+            world.running.done(call("DELETE", f"{api}?name={name}"))
+            result = world.foretold(task.module, task.arguments)
+            assert result["users"][0]["action"] == "create"
+            assert world.visible() == seen
+            with world.untouched():
+                other = {**user, "name": name, "type": "BUILT_IN", "password_secret": "mlflow-admin-password"}
+                refused = world.module(task.module, {**task.arguments, "users": [other]})
+            assert "Google cannot change the type" in refused["msg"]
+
+
+def test_a_machine_stopped_by_hand_runs_again_and_its_size_is_kept(world: World, tasks: list[Task]) -> None:
+    for task in of(tasks, "gcp_vm"):
+        zone = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}/zones/{task.arguments['zone']}"
+        machine, seen = f"{zone}/instances/{task.arguments['name']}", world.visible()
+        world.running.done(world.running.call("POST", f"{machine}/stop"))
+        kind = {"machineType": f"zones/{task.arguments['zone']}/machineTypes/e2-small"}
+        world.running.done(world.running.call("POST", f"{machine}/setMachineType", kind))
+        result = world.foretold(task.module, task.arguments)
+        assert {one["field"] for one in result["differences"]} == {"machineType", "status"}
+        assert world.visible() == seen
+        with world.untouched():
+            refused = world.module(task.module, {**task.arguments, "machine_type": "e2-small"})
+        assert "machineType is e2-standard-2, wanted e2-small" in refused["msg"]
