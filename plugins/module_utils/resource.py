@@ -616,11 +616,11 @@ class Connection(Resource):
         del actual
         self.send("deleteConnection", "Deleting", {"consumerNetwork": self._numbered_network})
 
-    def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> None:
+    def send(self, name: str, verb: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Json:
         """Call one of its methods, a change of its ranges included, with the network."""
         if name != "deleteConnection":
             body = {**body, "network": self._numbered_network}
-        super().send(name, verb, body, query)
+        return super().send(name, verb, body, query)
 
 
 class Container(Resource):
