@@ -208,6 +208,7 @@ def test_a_resource_cannot_be_used_before_it_is_made(cloud: Any, direct: Any) ->
     slow = cloud.call("POST", f"{BASE}/global/networks", {"name": "mlflow", "autoCreateSubnetworks": False})
     body = {"name": "mlflow", "network": NETWORK, "ipCidrRange": "10.0.0.0/24"}
     assert cloud.refused("POST", f"{REGION}/subnetworks", body)["errors"][0]["reason"] == "resourceNotReady"
+    cloud.done(slow)
     assert cloud.call("POST", f"{slow['selfLink']}/wait")["status"] == "DONE"
     insert(cloud, f"{REGION}/subnetworks", body)
 
