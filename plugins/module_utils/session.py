@@ -64,9 +64,11 @@ class ApiError(CloudError):
     def conflict(self) -> bool:
         """Whether somebody else was faster: the resource has to be read again.
 
-        A connection for private services that exists, or is being made, is refused with a pointer to its update.
+        A database that exists is refused as an invalid request, and a connection for private services that exists, or
+        is being made, with a pointer to its update.
         """
-        return self.status in {409, 412} or self.busy or "use UpdateConnection" in self.message
+        is_there = "already exists" in self.message or "use UpdateConnection" in self.message
+        return self.status in {409, 412} or self.busy or is_there
 
     @property
     def busy(self) -> bool:

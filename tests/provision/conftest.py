@@ -83,6 +83,11 @@ class Run:
         ]
 
     @property
+    def errors(self) -> list[str]:
+        """What the tasks that failed said."""
+        return [task.result["msg"] for task in self.tasks if task.result.get("failed")]
+
+    @property
     def outcomes(self) -> list[Any]:
         """What every module says it did, or in check mode would do."""
         return [outcome(task.result) for task in self.tasks]
@@ -141,6 +146,19 @@ def unstamped(value: Any) -> Any:
     return [unstamped(element) for element in value] if isinstance(value, list) else value
 
 
+def visible(tables: Json) -> Json:
+    """Return the resources, services and policies of a state, without counters and times."""
+    policies = {
+        name: {
+            (binding["role"], json.dumps(binding.get("condition")), member)
+            for binding in policy.get("bindings", [])
+            for member in binding["members"]
+        }
+        for name, policy in tables["policies"].items()
+    }
+    return {"resources": unstamped(tables["resources"]), "services": tables["services"], "policies": policies}
+
+
 class World:
     """The emulated cloud with its state in hand, and the modules run against it in this process."""
 
@@ -167,17 +185,8 @@ class World:
                 setattr(self.state, name, table)
 
     def visible(self) -> Json:
-        """Return the cloud's resources, services and policies, without counters and times."""
-        tables = self.tables()
-        policies = {
-            name: {
-                (binding["role"], json.dumps(binding.get("condition")), member)
-                for binding in policy.get("bindings", [])
-                for member in binding["members"]
-            }
-            for name, policy in tables["policies"].items()
-        }
-        return {"resources": unstamped(tables["resources"]), "services": tables["services"], "policies": policies}
+        """Return what a user can see of the cloud now."""
+        return visible(self.tables())
 
     # Calls
 
@@ -239,6 +248,20 @@ class World:
         result = self.done(name, arguments)
         assert outcome(result) == outcome(foretold)
         return result
+
+
+def differing(before: Json, after: Json) -> list[str]:
+    """Return each field of each resource, service and policy that differs between two states, with both values."""
+    found = []
+    for table in before:
+        for name in sorted({*before[table], *after[table]}):
+            left, right = before[table].get(name), after[table].get(name)
+            if isinstance(left, dict) and isinstance(right, dict):
+                fields = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+                found += [f"{name} {key}: {left.get(key)} -> {right.get(key)}" for key in fields]
+            elif left != right:
+                found.append(f"{name}: {left} -> {right}")
+    return found
 
 
 def writes(calls: list[Json]) -> list[Json]:
@@ -320,7 +343,7 @@ def provisioned(clean_world: World, empty: Json, play: Callable[..., Run]) -> tu
     """What the roles ask of the modules in one run, and the state that it leads to."""
     clean_world.put(empty)
     run = play()
-    assert run.code == 0, run.output
+    assert run.code == 0, run.errors
     return run.tasks, clean_world.tables()
 
 

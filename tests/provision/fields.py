@@ -21,7 +21,11 @@ EXAMPLES: dict[str, list[Any]] = {
     "publicAccessPrevention": ["inherited"],
     "tier": ["db-custom-2-7680"],
     "zone": ["europe-west1-c"],
-    "startTime": ["05:00"],
+    "startTime": ["05:00", "06:00"],
+    "storageAutoResizeLimit": ["200"],
+    "destination": [f"storage.googleapis.com/{PROJECT}-mlflow-artifacts"],
+    "period": ["300s", "600s"],
+    "timeout": ["20s"],
     "updateTrack": ["canary"],
     "sourceRanges": ["203.0.113.0/24"],
     "ports": ["8443"],
@@ -33,11 +37,19 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "natIpAllocateOption": {"natIpAllocateOption": "MANUAL_ONLY", "natIps": ["regions/europe-west1/addresses/spare"]},
     "natIps": {"natIpAllocateOption": "MANUAL_ONLY", "natIps": ["regions/europe-west1/addresses/spare"]},
     "edition": {"edition": "ENTERPRISE_PLUS", "tier": "db-perf-optimized-N-2"},
+    "useSsl": {"useSsl": False, "validateSsl": False},
     "enabled": {"enabled": False, "pointInTimeRecoveryEnabled": False},
 }
-# Fields that nobody can give another value by hand, and why.
+# Fields, of one resource where it is named, that nobody can give another value by hand, and why.
 FIXED = {
     "settings.backupConfiguration.backupRetentionSettings.retentionUnit": "COUNT is the only unit there is",
+    "autoclass.enabled": "is not for a bucket whose rules set storage classes",
+    "settings.dataCacheConfig.dataCacheEnabled": "takes another edition",
+    "snapshotSchedulePolicy.schedule.dailySchedule.daysInCycle": "1 is its only value",
+    "mosaicLayout.tiles.xPos": "moves together with the tile beside it",
+    "mosaicLayout.tiles.yPos": "moves together with the tile below it",
+    "conditions.conditionPrometheusQueryLanguage.disableMetricValidation": "takes metrics that are there",
+    "monitoring.alertPolicies mlflow-backup-failed: conditions": "has one condition, as it matches a log",
     "settings.ipConfiguration.privateNetwork": "takes another network that is peered with Google's",
 }
 # What some of the values above refer to.
@@ -174,9 +186,10 @@ def options(resource: Resource, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def can_drift(resource: Resource, field: Field) -> bool:
-    """Whether somebody could give the field another value."""
+    """Whether somebody could give the field another value that matters: what may only grow is left alone."""
     is_bare = field.value == [] and field.steps[-1] not in TOGETHER
-    return not (resource._is_immutable(field.path) or field.path in FIXED or is_bare)
+    is_fixed = not {field.path, f"{resource.title}: {field.path}"}.isdisjoint(FIXED)
+    return not (is_bare or is_fixed or resource._is_immutable(field.path) or field.path in resource.kind.rules.minimums)
 
 
 def changed_by_hand(world: World, resource: Resource, field: Field, body: dict[str, Any]) -> bool:

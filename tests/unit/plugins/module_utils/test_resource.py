@@ -684,3 +684,11 @@ def test_a_snapshot_schedule_is_sent_whole(cloud, google):
         "schedule": {"dailySchedule": {"daysInCycle": 1, "startTime": "04:00"}},
         "retentionPolicy": {"maxRetentionDays": 7},
     }
+
+
+def test_a_database_that_somebody_else_made_meanwhile_is_read_again(cloud, google, fault):
+    words = 'Invalid request: failed to create database d. Detail: database "d" already exists'
+    google.faults.append(fault("POST", "/databases$", 400, "invalid", words, lands=True))
+    plan, after = ensure(cloud, "sqladmin.databases", {"charset": "UTF8"}, name="d", parent="i")
+    assert (plan.action, after["charset"]) == ("create", "UTF8")
+    assert len(google.written()) == 1
