@@ -21,7 +21,7 @@ EXAMPLES: dict[str, list[Any]] = {
     "publicAccessPrevention": ["inherited"],
     "tier": ["db-custom-2-7680"],
     "zone": ["europe-west1-c"],
-    "startTime": ["05:00", "06:00"],
+    "startTime": ["05:00", "08:00"],
     "storageAutoResizeLimit": ["200"],
     "destination": [f"storage.googleapis.com/{PROJECT}-mlflow-artifacts"],
     "period": ["300s", "600s"],
