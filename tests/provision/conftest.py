@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -248,6 +249,11 @@ class World:
         result = self.done(name, arguments)
         assert outcome(result) == outcome(foretold)
         return result
+
+
+def by_collection(tables: Json) -> Counter[str]:
+    """Return how many resources there are of each collection: some names end in what Google chose."""
+    return Counter(name.rpartition("/")[0] for name in tables["resources"])
 
 
 def differing(before: Json, after: Json) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import READING_METHODS
 
-from tests.provision.conftest import Json, Replay, Task, World
+from tests.provision.conftest import Json, Replay, Task, World, by_collection
 
 # What befalls the next calls of one method. Those of an operation befall only methods that begin one.
 FAULTS: dict[str, list[Json]] = {
@@ -34,16 +35,12 @@ CLEAR = (
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A task of a role: the state before it, the methods that it calls, and the names of what is there afterwards."""
+    """A task of a role: the state before it, the methods that it calls, and what is there afterwards."""
 
     task: Task
     before: Json
     methods: list[str]
-    after: set[str]
-
-
-def names(world: World) -> set[str]:
-    return set(world.visible()["resources"])
+    after: Counter[str]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def steps(clean_world: World, empty: Json, provisioned: tuple[list[Task], Json])
         replay.note(captured, world.done(task.module, task.arguments))
         methods = {call["method"] for call in world.calls(since) if call["method"]}
         methods = {method for method in methods if not method.endswith("getAllowedLocations")}
-        found.append(Step(task, before, sorted(methods), names(world)))
+        found.append(Step(task, before, sorted(methods), by_collection(world.tables())))
     return found
 
 
@@ -82,7 +79,7 @@ def test_a_task_completes_or_stops_with_a_clear_error_and_the_next_run_completes
             else:
                 completed.append(method)
             world.done(step.task.module, step.task.arguments)
-            assert names(world) == step.after, (method, step.task.role)
+            assert by_collection(world.tables()) == step.after, (method, step.task.role)
             with world.untouched():
                 assert not world.done(step.task.module, step.task.arguments)["changed"], (method, step.task.role)
     assert completed or fault in STOPPING

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.provision.conftest import Json, Run, World, begun, ended, writes
+from tests.provision.conftest import Json, Run, World, begun, by_collection, ended, writes
 
 # Read more than once in a run, and why that is right.
 READ_AGAIN = {
@@ -42,12 +42,7 @@ def test_two_operators_at_once_end_in_the_right_state(
     assert third.code == 0
     assert third.changes == []
     assert writes(runs[1]) == []
-    assert collections(clean_world.tables()) == collections(provisioned[1])
-
-
-def collections(tables: Json) -> Counter[str]:
-    """Return how many resources there are of each collection: some names end in what Google chose."""
-    return Counter(name.rpartition("/")[0] for name in tables["resources"])
+    assert by_collection(clean_world.tables()) == by_collection(provisioned[1])
 
 
 def test_a_run_that_changes_nothing_reads_every_resource_once(runs: tuple[list[Run], list[Json]]) -> None:
