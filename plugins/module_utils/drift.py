@@ -208,7 +208,7 @@ class Comparison:
             elif path in self.rules.positional and len(wanted) == len(actual or []):
                 beside = actual or []
             return [self._merge(left, right, node.items, path) for left, right in zip(wanted, beside, strict=True)]
-        if path in self.rules.minimums and actual is not None:
+        if path in self.rules.minimums and wanted is not None and actual is not None:
             return max(wanted, actual, key=int)
         return wanted
 

@@ -35,7 +35,8 @@ EXISTING = {
 }
 PROVISION = ("playbooks/preflight.yml", "playbooks/provision.yml")
 CONFIRMED = ("-e", f"platform_destroy_project={PROJECT}")
-NAMED = (*CONFIRMED, "-e", "platform_destroy_database=shared-db")
+LOGS = ("-e", f"platform_destroy_logs={PROJECT}-mlflow-logs")
+NAMED = (*CONFIRMED, *LOGS, "-e", "platform_destroy_database=shared-db")
 RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(\d+)", re.MULTILINE)
 
 
@@ -153,7 +154,9 @@ def tables(running: Running) -> dict[str, Any]:
     state = running.server.cloud.state
     with state.lock:
         policies = {name: without_counter(policy) for name, policy in state.policies.items() if policy.get("bindings")}
-        return copy.deepcopy({"resources": state.resources, "objects": state.objects, "policies": policies})
+        # Google's own accounts stay for good once a service has needed them.
+        resources = {name: one for name, one in state.resources.items() if not name.startswith("agents/")}
+        return copy.deepcopy({"resources": resources, "objects": state.objects, "policies": policies})
 
 
 def without_counter(policy: dict[str, Any]) -> Any:

@@ -183,6 +183,12 @@ def test_a_null_in_a_new_element_is_not_sent():
     assert comparison("compute.subnetworks").merged(wanted, {}) == {"secondaryIpRanges": [{"rangeName": "a"}]}
 
 
+def test_a_least_size_can_be_unset():
+    compare = comparison("sqladmin.instances")
+    wanted, actual = ({"settings": {"dataDiskSizeGb": size}} for size in (None, "25"))
+    assert compare.changes(wanted, actual) == wanted
+
+
 def test_secrets_are_masked_wherever_they_are():
     value = {"rootPassword": "x", "disks": [{"diskEncryptionKey": {"rawKey": "y", "sha256": "z"}}], "password": None}
     assert mask(value) == {
