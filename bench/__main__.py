@@ -109,9 +109,10 @@ def seconds_by_role(report: Any) -> dict[str, float]:
     for play in report["plays"]:
         for task in play["tasks"]:
             role = task["task"]["path"].partition("/roles/")[2].partition("/")[0]
-            start, end = (
-                datetime.datetime.fromisoformat(task["task"]["duration"].get(at, "")) for at in ("start", "end")
-            )
+            duration = task["task"]["duration"]
+            if "end" not in duration:
+                continue  # nothing ran, as for a refreshed inventory
+            start, end = (datetime.datetime.fromisoformat(duration[at]) for at in ("start", "end"))
             found[role] = found.get(role, 0.0) + (end - start).total_seconds()
     found.pop("", None)
     return found

@@ -10,13 +10,15 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import 
 
 from tests.provision.conftest import Json, Replay, Task, World, by_collection
 
-# What befalls the next calls of one method. Those of an operation befall only methods that begin one.
+# What befalls the next calls of one method. Those of an operation befall only methods that begin one, and what was
+# made is seen late by its own read.
 FAULTS: dict[str, list[Json]] = {
     "busy for a moment": [{"status": 429}, {"status": 500}, {"status": 503}],
     "away for long": [{"status": 503, "times": 1000}],
     "no answer, nothing done": [{"no_answer": "before"}],
     "no answer, yet done": [{"no_answer": "after"}],
     "never an answer": [{"no_answer": "after", "times": 1000}],
+    "seen late": [{"status": 404, "times": 2}],
     "the operation fails": [{"operation_error": "The zone is out of resources."}],
     "the operation hangs": [{"operation_hangs": True}],
 }
@@ -67,8 +69,11 @@ def test_a_task_completes_or_stops_with_a_clear_error_and_the_next_run_completes
         for method in step.methods:
             if "operation" in fault and not begins_operation(world, method):
                 continue
+            maker = made_by(method, step.methods) if fault == "seen late" else {}
+            if maker is None:
+                continue
             world.put(step.before)
-            world.running.server.faults += [{"times": 1, "method": method, **one} for one in FAULTS[fault]]
+            world.running.server.faults += [{"times": 1, "method": method, **maker, **one} for one in FAULTS[fault]]
             hurried = {"timeout_seconds": 1} if "hangs" in fault else {}
             result = world.module(step.task.module, {**step.task.arguments, **hurried})
             world.running.server.clear_faults()
@@ -85,6 +90,13 @@ def test_a_task_completes_or_stops_with_a_clear_error_and_the_next_run_completes
     assert completed or fault in STOPPING
     # What passes must not stop anybody.
     assert stopped == [] or fault in STOPPING
+
+
+def made_by(method: str, methods: list[str]) -> Json | None:
+    """Return the fault's condition that what is read has been made, None when no method here makes it."""
+    collection, _, verb = method.rpartition(".")
+    makers = [f"{collection}.{create}" for create in ("insert", "create") if f"{collection}.{create}" in methods]
+    return {"after": makers[0]} if verb == "get" and makers else None
 
 
 def begins_operation(world: World, method: str) -> bool:
