@@ -92,7 +92,7 @@ def ensure_schema(schema: Schema) -> None:
     elif current != head:
         known = current is None or current in {script.revision for script in scripts.walk_revisions()}
         remedy = (
-            "run playbooks/upgrade.yml, which takes a backup and migrates it"
+            "an older MLflow wrote it: set mlflow_version to that release, no playbook migrates it yet"
             if known
             else "a newer MLflow wrote it: set mlflow_version to that release, or restore a backup of this one"
         )
