@@ -117,7 +117,7 @@ sanity: .venv/installed ## Ansible's own checks of a collection, those that fit;
 
 .PHONY: unit
 unit: .venv/installed ## Unit and structure tests, and provisioning without machines
-	pytest -q tests/unit tests/structure tests/provision
+	pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
 # Longest first, so that the two that run side by side end together.
 SCENARIOS := mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets
