@@ -40,12 +40,14 @@ images: .venv/installed ## Docker engine where none runs, VM and cloud images
 	@$(BIN)/python -m emulator images
 
 WHEELS := .cache/wheels/.complete
+# The scenario `upgrade` begins with older releases, whose own wheels are for every Python.
+OLDER := $(wildcard molecule/upgrade/locks/*.txt)
 
 .PHONY: wheels
 wheels: $(WHEELS) ## MLflow's wheels for the Pythons of Debian 12 and 13, shared by all scenarios
 
 # pip runs inside the VM images, so that the lock's markers meet the Python they are about.
-$(WHEELS): roles/mlflow/files/requirements-3.17.2.txt | images
+$(WHEELS): roles/mlflow/files/requirements-3.17.2.txt $(OLDER) | images
 	@echo "==> Fetching MLflow's wheels"
 	@mkdir -p .cache/wheels
 	@for family in debian-12 debian-13; do docker run --rm -v "$(CURDIR)/.cache/wheels:/wheels" \
@@ -53,6 +55,8 @@ $(WHEELS): roles/mlflow/files/requirements-3.17.2.txt | images
 		-v "$$(python -c 'import pathlib, pip; print(pathlib.Path(pip.__file__).parent)'):/opt/pip/pip:ro" \
 		mlflow-gcp/vm:$$family python3 -m pip download --quiet --disable-pip-version-check --no-cache-dir \
 		--require-hashes --only-binary=:all: --dest /wheels -r /files/requirements-3.17.2.txt || exit 1; done
+	@for lock in $(OLDER); do $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+		--require-hashes --only-binary=:all: --dest .cache/wheels -r $$lock || exit 1; done
 	@touch $@
 
 .PHONY: clean
@@ -120,7 +124,7 @@ unit: .venv/installed ## Unit and structure tests, and provisioning without mach
 	pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
 # Longest first, so that the two that run side by side end together.
-SCENARIOS := mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets
+SCENARIOS := upgrade mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets
 
 .PHONY: molecule
 molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, two at a time

@@ -361,6 +361,12 @@ def _check_machines(checker: _Checker) -> None:
             f"not a release from {lowest} on; older ones have known holes in authentication",
             f"leave mlflow_version out, or write {lowest} or newer",
         )
+    if variables.get("platform_upgrade_confirmed_version") not in ("", variables.get("mlflow_version")):
+        checker.add(
+            "platform_upgrade_confirmed_version",
+            f"not the version that the inventory wants, which is {variables.get('mlflow_version')}",
+            f"give -e platform_upgrade_confirmed_version={variables.get('mlflow_version')}, or leave it out",
+        )
 
 
 def _check_key(checker: _Checker) -> None:

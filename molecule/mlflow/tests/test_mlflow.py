@@ -37,20 +37,24 @@ def sql(host: Host, statement: str, database: str = "mlflow") -> str:
 
 
 def journal(host: Host) -> str:
-    return host.check_output("journalctl --unit=mlflow --no-pager --output=cat --boot")
+    return host.check_output("journalctl --unit='mlflow-*' --no-pager --output=cat --boot")
 
 
 def test_the_service_runs_at_boot(host: Host) -> None:
     service = host.service("mlflow")
     assert service.is_running
-    assert service.is_enabled
+    # As another name of the live generation's unit, which no boot starts by itself.
+    assert host.check_output("systemctl is-enabled mlflow") == "alias"
+    assert "mlflow.service" in host.check_output("systemctl show -P Wants multi-user.target").split()
 
 
 def test_only_the_socket_group_reaches_the_server(host: Host) -> None:
     directory = host.file("/run/mlflow")
-    assert (directory.user, directory.group, directory.mode) == ("mlflow", "mlflow-socket", 0o750)
-    release = host.file("/opt/mlflow/current").linked_to.rpartition("/")[2]
-    assert host.check_output(f"readlink {LIVE}") == f"{release}.sock"
+    assert (directory.user, directory.group, directory.mode) == ("root", "mlflow-socket", 0o750)
+    generation = host.check_output("systemctl show -P Id mlflow.service").removesuffix(".service")
+    assert host.check_output(f"readlink {LIVE}") == f"{generation}/server.sock"
+    own = host.file(f"/run/mlflow/{generation}")
+    assert (own.user, own.group, own.mode) == ("mlflow", "mlflow-socket", 0o750)
     assert "LISTEN" not in host.check_output("ss -Hltnp | grep -E 'python|uvicorn' || true")
 
 
@@ -67,14 +71,15 @@ def test_secrets_stay_secret(host: Host) -> None:
 
 
 def test_release_belongs_to_root_and_its_page_is_compressed(host: Host) -> None:
-    assert host.check_output("find -L /opt/mlflow -not -user root -print -quit") == ""
-    main = host.check_output("find -L /opt/mlflow/current/static/static/js -name 'main.*.js'")
+    assert host.check_output("find -L /opt/mlflow /etc/mlflow -not -user root -print -quit") == ""
+    main = host.check_output("find -L /etc/mlflow/live/release/static/static/js -name 'main.*.js'")
     assert host.check_output(f"gzip --decompress --stdout {main}.gz | cmp - {main} && echo same") == "same"
 
 
 def test_unit_is_confined(host: Host) -> None:
-    report = host.check_output("systemd-analyze security --no-pager mlflow.service | tail -1")
-    assert float(report.split("mlflow.service:")[1].split()[0]) < 2.0
+    unit = host.check_output("systemctl show -P Id mlflow.service")
+    report = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -1")
+    assert float(report.split(f"{unit}:")[1].split()[0]) < 2.0
 
 
 @pytest.mark.parametrize("login", ["", "admin:wrong-password-1", "nobody:wrong-password-1"])

@@ -121,6 +121,14 @@ def test_static_files_keep_the_security_headers(host: Host) -> None:
     assert module["content-type"].startswith("application/javascript")
 
 
+def test_a_page_of_the_release_before_still_finds_its_files(host: Host) -> None:
+    before = f"{URL}/static-files/static/js/main.00000000.js"
+    status, headers = head(host, before)
+    assert (status, headers["cache-control"]) == (200, "public, max-age=31536000, immutable")
+    assert host.check_output(f"{CURL} {before}") == "console.log(0);"
+    assert "console.log(1);" in host.check_output(f"{CURL} {URL}{MAIN}")
+
+
 def test_unnamed_static_files_are_neither_immutable_nor_missing_ones(host: Host) -> None:
     _, renderer = head(host, f"{URL}/static-files/lib/notebook-trace-renderer/index.html")
     assert "cache-control" not in renderer

@@ -40,7 +40,7 @@ def test_the_configuration_names_what_is_collected(host: Host) -> None:
     config = yaml.safe_load(host.file(CONFIG).content_string)
     logging, metrics = config["logging"], config["metrics"]
     assert logging["processors"]["services_only"]["match_any"] == [
-        'jsonPayload._SYSTEMD_UNIT !~ "^(mlflow|cloud-sql-proxy)(@.*)?[.]service$"'
+        'jsonPayload._SYSTEMD_UNIT !~ "^(mlflow|cloud-sql-proxy)([@-].*)?[.]service$"'
     ]
     assert logging["service"]["pipelines"]["services"] == {"receivers": ["journal"], "processors": ["services_only"]}
     assert metrics["receivers"]["nginx"]["stub_status_url"] == "http://127.0.0.1:8090/nginx_status"

@@ -1,14 +1,20 @@
-#!/opt/mlflow/current/bin/python -I
-"""Starts the MLflow server for systemd: checks both schemas, applies the admin password, then serves.
+"""Starts the MLflow server for systemd, and reads or migrates the schemas of its two databases.
+
+`serve` checks both schemas, applies the admin password, then serves; `schema` says as JSON what is there and what this
+release needs; `migrate` makes the one the other. Run by the Python of the release.
 
 The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_WORKERS and MLflow's other settings,
 `$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting again cannot help.
 """
 
+import argparse
 import dataclasses
+import json
 import os
 import pathlib
 import sys
+import tempfile
+import time
 
 import alembic.command
 import alembic.config
@@ -25,6 +31,12 @@ EX_CONFIG = 78
 UNFINISHED = sqlalchemy.Table(
     "mlflow_schema_unfinished", sqlalchemy.MetaData(), sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True)
 )
+# Below PostgreSQL's deadlock_timeout of 1 s: where both wait for each other, the migration gives way and not a request.
+# https://www.postgresql.org/docs/current/runtime-config-locks.html
+LOCK_TIMEOUT_MILLISECONDS = 800
+LOCK_TRIES = 60
+# lock_not_available, deadlock_detected: https://www.postgresql.org/docs/current/errcodes-appendix.html
+LOCK_STATES = {"55P03", "40P01"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,35 +85,80 @@ def remove_unfinished(engine: sqlalchemy.Engine, schema: Schema) -> None:
     UNFINISHED.drop(engine)
 
 
-def ensure_schema(schema: Schema) -> None:
-    """Creates the schema in a fresh database; exits with EX_CONFIG when an existing one is not this release's."""
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a database has against what this release needs; `known` when this release can migrate it, or need not."""
+
+    current: str | None
+    head: str | None
+    fresh: bool
+    known: bool
+
+
+def read_state(schema: Schema) -> State:
+    """The state of one database; raises `sqlalchemy.exc.SQLAlchemyError` when it cannot be read."""
     engine = sqlalchemy.create_engine(schema.uri, poolclass=sqlalchemy.NullPool)
     scripts = ScriptDirectory.from_config(schema.config)
-    head = scripts.get_current_head()
-    remove_unfinished(engine, schema)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": schema.version_table})
         current = context.get_current_revision()
         fresh = current is None and is_fresh(connection, schema)
-    if fresh:
-        print(f"The {schema.name} database is empty: creating schema {head}.", flush=True)
+    known = current is None or current in {script.revision for script in scripts.walk_revisions()}
+    return State(current, scripts.get_current_head(), fresh, known)
+
+
+def refuse(schema: Schema, state: State, verb: str, remedy: str) -> None:
+    """Exits with EX_CONFIG and says why."""
+    print(
+        f"Refusing to {verb}: the {schema.name} database has schema {state.current}, this MLflow needs {state.head}. "
+        f"Nothing was changed; {remedy}.",
+        file=sys.stderr,
+    )
+    sys.exit(EX_CONFIG)
+
+
+NEWER = "a newer MLflow wrote it: set mlflow_version to that release, or restore a backup of this one"
+
+
+def ensure_schema(schema: Schema) -> None:
+    """Creates the schema in a fresh database; exits with EX_CONFIG when an existing one is not this release's."""
+    engine = sqlalchemy.create_engine(schema.uri, poolclass=sqlalchemy.NullPool)
+    remove_unfinished(engine, schema)
+    state = read_state(schema)
+    if state.fresh:
+        print(f"The {schema.name} database is empty: creating schema {state.head}.", flush=True)
         UNFINISHED.create(engine)
         schema.initial.create_all(engine)
         alembic.command.upgrade(schema.config, "head")
         UNFINISHED.drop(engine)
-    elif current != head:
-        known = current is None or current in {script.revision for script in scripts.walk_revisions()}
-        remedy = (
-            "an older MLflow wrote it: set mlflow_version to that release, no playbook migrates it yet"
-            if known
-            else "a newer MLflow wrote it: set mlflow_version to that release, or restore a backup of this one"
-        )
-        print(
-            f"Refusing to start: the {schema.name} database has schema {current}, this MLflow needs {head}. "
-            f"Nothing was changed; {remedy}.",
-            file=sys.stderr,
-        )
-        sys.exit(EX_CONFIG)
+    elif state.current != state.head:
+        remedy = "run playbooks/upgrade.yml, which migrates it" if state.known else NEWER
+        refuse(schema, state, "start", remedy)
+
+
+def migrate(schema: Schema) -> None:
+    """Brings an existing schema to this release's head: in PostgreSQL in one transaction, whole or not at all.
+
+    MySQL has no such transactions. Waits for no lock longer than LOCK_TIMEOUT_MILLISECONDS, since requests queue behind
+    it, and tries again.
+    """
+    state = read_state(schema)
+    if state.current == state.head:
+        return
+    if not state.known:
+        refuse(schema, state, "migrate", NEWER)
+    os.environ["PGOPTIONS"] = f"-c lock_timeout={LOCK_TIMEOUT_MILLISECONDS}"
+    print(f"Migrating the {schema.name} database from schema {state.current} to {state.head}.", flush=True)
+    for last in [False] * (LOCK_TRIES - 1) + [True]:
+        try:
+            alembic.command.upgrade(schema.config, "head")
+        except sqlalchemy.exc.OperationalError as error:
+            if last or getattr(error.orig, "sqlstate", None) not in LOCK_STATES:
+                raise
+            time.sleep(1)
+        else:
+            print(f"Migrated the {schema.name} database to schema {state.head}.", flush=True)
+            return
 
 
 def ensure_admin(username: str, password: str) -> None:
@@ -117,30 +174,24 @@ def ensure_admin(username: str, password: str) -> None:
 def give_database_password(password: str) -> None:
     """Puts the password where the drivers look: PostgreSQL's in a variable, PyMySQL in the file its URI names."""
     os.environ["PGPASSWORD"] = password
-    options = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "my.cnf")
+    # Of this unit alone (PrivateTmp).
+    options = pathlib.Path(tempfile.gettempdir(), "my.cnf")
     options.touch(mode=0o600)
     options.write_text(f'[client]\npassword = "{password}"\n')
 
 
-def main() -> None:
-    """Runs `mlflow server` in this process, on a Unix socket named after the release."""
-    tracking_uri, auth_uri = os.environ["MLFLOW_BACKEND_STORE_URI"], auth.auth_config.database_uri
+def serve(schemas: list[Schema]) -> None:
+    """Runs `mlflow server` in this process, on a Unix socket in the generation's own directory."""
     secret_key, password = credential("flask-secret-key"), credential("admin-password")
     if not secret_key or not password:
         print("Refusing to start: mlflow.flask-secret-key or mlflow.admin-password is empty.", file=sys.stderr)
         sys.exit(EX_CONFIG)
     os.environ["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secret_key
-    if database_password := credential("database-password"):
-        give_database_password(database_password)
-
-    tracking_config = tracking_alembic_config(tracking_uri)
-    ensure_schema(Schema("tracking", tracking_uri, "alembic_version", tracking_config, InitialBase.metadata))
-    auth_config = auth_alembic_config(auth_uri)
-    ensure_schema(Schema("auth", auth_uri, "alembic_version_auth", auth_config, sqlalchemy.MetaData()))
+    for schema in schemas:
+        ensure_schema(schema)
     ensure_admin(str(auth.auth_config.admin_username), password)
 
-    release = pathlib.Path(sys.prefix).resolve().name
-    socket = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], f"{release}.sock")
+    socket = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
     socket.unlink(missing_ok=True)
     # NGINX writes the access log.
     uvicorn = f"--uds {socket} --no-access-log --timeout-graceful-shutdown 30"
@@ -149,6 +200,28 @@ def main() -> None:
     from mlflow.cli import cli
 
     cli.main(["server", "--serve-artifacts", *options], prog_name="mlflow")
+
+
+def main() -> None:
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=["serve", "schema", "migrate"])
+    verb = parser.parse_args().verb
+    if database_password := credential("database-password"):
+        give_database_password(database_password)
+    tracking_uri, auth_uri = os.environ["MLFLOW_BACKEND_STORE_URI"], auth.auth_config.database_uri
+    tracking_config, auth_config = tracking_alembic_config(tracking_uri), auth_alembic_config(auth_uri)
+    schemas = [
+        Schema("tracking", tracking_uri, "alembic_version", tracking_config, InitialBase.metadata),
+        Schema("auth", auth_uri, "alembic_version_auth", auth_config, sqlalchemy.MetaData()),
+    ]
+    if verb == "serve":
+        serve(schemas)
+    elif verb == "schema":
+        print(json.dumps({schema.name: dataclasses.asdict(read_state(schema)) for schema in schemas}))
+    else:
+        for schema in schemas:
+            migrate(schema)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/python3 -I
 """Says whether MLflow serves: an authenticated API call over its Unix socket that reads the tracking database.
 
-Run as root: by systemd after a start, with `--publish` to switch the live socket to the release once it is ready, and
-by hand at any time. Exit status 0: ready; 1: not ready, with the reason on standard error. `/health` is a constant and
-is not used. Only the standard library, so that a check costs a fraction of a second.
+Run as root: by systemd after a start, about the generation that started, and by hand at any time, about the live one.
+Exit status 0: ready; 1: not ready, with the reason on standard error. `/health` is a constant and is not used. Only the
+standard library, so that a check costs a fraction of a second.
 """
 
 import argparse
@@ -16,11 +16,9 @@ import socket
 import sys
 import time
 
-CONFIG = pathlib.Path("/etc/mlflow/basic_auth.ini")
+CONFIG = pathlib.Path("/etc/mlflow")
 PASSWORD = pathlib.Path("/etc/credstore/mlflow.admin-password")
-CURRENT = pathlib.Path("/opt/mlflow/current")
 RUNTIME = pathlib.Path("/run/mlflow")
-LIVE = RUNTIME / "live.sock"
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 CALL_TIMEOUT_SECONDS = 30
 
@@ -54,13 +52,13 @@ def problem(path: pathlib.Path, authorization: str) -> str | None:
         return None
     if response.status == http.client.UNAUTHORIZED:
         return "the administrator's password is not the credential's: systemctl restart mlflow applies it"
-    return f"the API answered {response.status}, is the database there? journalctl -u mlflow\n{body}"
+    return f"the API answered {response.status}, is the database there? journalctl -u 'mlflow-*'\n{body}"
 
 
-def authorization_header() -> str:
-    """Value of the Authorization header for the administrator."""
+def authorization_header(settings: pathlib.Path) -> str:
+    """Value of the Authorization header for the administrator, whose name is in a generation's settings."""
     config = configparser.ConfigParser()
-    config.read_string(CONFIG.read_text())
+    config.read_string((settings / "basic_auth.ini").read_text())
     password = PASSWORD.read_text().rstrip("\n")
     return "Basic " + base64.b64encode(f"{config['mlflow']['admin_username']}:{password}".encode()).decode()
 
@@ -78,10 +76,11 @@ def main() -> None:
     """Checks once, or until ready or out of time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="how long to wait for readiness")
-    parser.add_argument("--publish", action="store_true", help="check the current release and make it the live one")
+    parser.add_argument("--generation", metavar="NAME", help="check this one, and not the live one")
     options = parser.parse_args()
-    path = RUNTIME / f"{CURRENT.resolve().name}.sock" if options.publish else LIVE
-    authorization = authorization_header()
+    generation = options.generation
+    path = RUNTIME / (f"{generation}/server.sock" if generation else "live.sock")
+    authorization = authorization_header(CONFIG / (f"generations/{generation}" if generation else "live"))
     deadline = time.monotonic() + options.wait
     while reason := problem(path, authorization):
         if not main_process_runs():
@@ -89,11 +88,6 @@ def main() -> None:
         if time.monotonic() >= deadline:
             sys.exit(f"mlflow is not ready: {reason}")
         time.sleep(0.5)
-    if options.publish:
-        staged = RUNTIME / "live.sock.new"
-        staged.unlink(missing_ok=True)
-        staged.symlink_to(path.name)
-        staged.replace(LIVE)
     print("mlflow is ready")
 
 

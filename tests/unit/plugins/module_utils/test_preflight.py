@@ -43,6 +43,7 @@ GOOD: dict[str, Any] = {
     "platform_network_name": "mlflow",
     "platform_sql_instance": "mlflow",
     "mlflow_version": "3.17.2",
+    "platform_upgrade_confirmed_version": "",
 }
 
 
@@ -117,6 +118,7 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_sql_database_version", "SQLSERVER_2022_STANDARD"),
         ("mlflow_version", "3.16.1"),
         ("mlflow_version", "latest"),
+        ("platform_upgrade_confirmed_version", "3.17.1"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_its_fix(inventory_dir: Path, variable: str, value: object) -> None:

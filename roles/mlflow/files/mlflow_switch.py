@@ -1,0 +1,207 @@
+#!/usr/bin/python3 -I
+"""Makes a generation of the MLflow server the live one without a gap, and goes back to the one before.
+
+A generation is a release with its settings: a directory in /etc/mlflow/generations and a systemd unit of the same name.
+mlflow.service is another name of the live one's unit: the one thing that says which generation is live, and what a boot
+starts. /etc/mlflow/live and /run/mlflow/live.sock, which NGINX follows, are pointed by it.
+
+Run as root, by the role and by hand. Starts the generation beside the live one, waits until it serves, points NGINX at
+it, waits until no request is left at the old one, stops that, and removes what is neither live nor the one before.
+Every step may be repeated: a run that was killed is finished by the next. Standard output names what was changed.
+Exit status 0: the generation is live; 1: it is not, with the reason on standard error, and what served serves on.
+"""
+
+import argparse
+import datetime
+import fcntl
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+UNITS = pathlib.Path("/etc/systemd/system")
+ALIAS = UNITS / "mlflow.service"
+CONFIG = pathlib.Path("/etc/mlflow")
+GENERATIONS = CONFIG / "generations"
+LIVE = CONFIG / "live"
+PREVIOUS = CONFIG / "previous"
+RUNTIME = pathlib.Path("/run/mlflow")
+RELEASES = pathlib.Path("/opt/mlflow/releases")
+LOCK = pathlib.Path("/run/mlflow-switch.lock")
+# Fields of /proc/net/unix: number, references, protocol, flags, type, state, inode, path. SS_CONNECTED is 3.
+# https://man7.org/linux/man-pages/man5/proc_pid_net.5.html
+SOCKETS = pathlib.Path("/proc/net/unix")
+CONNECTED = "03"
+POLL_SECONDS = 0.5
+
+
+def systemctl(*arguments: str) -> str:
+    """Standard output of systemctl; raises `subprocess.CalledProcessError` when it fails."""
+    return subprocess.run(["systemctl", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def point(link: pathlib.Path, target: str) -> None:
+    """Points a symbolic link somewhere else, by a rename, so that it is always there."""
+    if link.is_symlink() and str(link.readlink()) == target:
+        return
+    staged = link.with_name(f".{link.name}.new")
+    staged.unlink(missing_ok=True)
+    staged.symlink_to(target)
+    staged.replace(link)
+
+
+def pointed(link: pathlib.Path) -> str:
+    """Generation that a link names; empty where there is no such link."""
+    return link.readlink().name.removesuffix(".service") if link.is_symlink() else ""
+
+
+def running() -> dict[str, str]:
+    """State of the generations that are neither stopped nor failed; one that systemd keeps restarting is activating."""
+    lines = systemctl("list-units", "--all", "--plain", "--no-legend", "--full", "mlflow-*.service").splitlines()
+    units = [line.split()[:3] for line in lines]
+    states = {unit.removesuffix(".service"): state for unit, _load, state in units}
+    stopped = ("inactive", "failed")
+    return {name: state for name, state in states.items() if state not in stopped and (GENERATIONS / name).is_dir()}
+
+
+def changed_since_start(generation: str) -> bool:
+    """Whether a file of a running generation is younger than its process."""
+    unit = UNITS / f"{generation}.service"
+    begun = systemctl("show", "--timestamp=us+utc", "--property=ExecMainStartTimestamp", "--value", unit.name)
+    start = datetime.datetime.strptime(f"{begun}+0000", "%a %Y-%m-%d %H:%M:%S.%f UTC%z").timestamp()
+    return any(path.lstat().st_mtime > start for path in [unit, *(GENERATIONS / generation).iterdir()])
+
+
+def connections(generation: str) -> int:
+    """How many connections the generation has: each carries a request, or is one that NGINX keeps for seconds."""
+    path = str(RUNTIME / generation / "server.sock")
+    fields = [line.split() for line in SOCKETS.read_text().splitlines()]
+    return len([field for field in fields if len(field) == 8 and field[5] == CONNECTED and field[7] == path])
+
+
+def drain(generation: str, seconds: float) -> int:
+    """Waits until nothing is connected, twice in a row, or out of time; returns how many connections are left."""
+    deadline = time.monotonic() + seconds
+    quiet = 0
+    while quiet < 2:
+        time.sleep(POLL_SECONDS)
+        left = connections(generation)
+        quiet = 0 if left else quiet + 1
+        if time.monotonic() >= deadline:
+            return left
+    return 0
+
+
+def commit(generation: str) -> None:
+    """Makes the generation the one that a boot starts, and the one that was it the one to go back to."""
+    if pointed(ALIAS) not in ("", generation):
+        point(PREVIOUS, f"generations/{pointed(ALIAS)}")
+    point(ALIAS, f"{generation}.service")
+    systemctl("daemon-reload")
+
+
+def publish(generation: str) -> None:
+    """Points NGINX at the generation if it is the live one: first the page's files, then the server."""
+    if pointed(ALIAS) == generation:
+        point(LIVE, f"generations/{generation}")
+        point(RUNTIME / "live.sock", f"{generation}/server.sock")
+
+
+def start(generation: str, verb: str) -> None:
+    """Starts the unit and waits until it serves; exits with what it said when it does not."""
+    begun = time.time()
+    systemctl("daemon-reload")
+    try:
+        systemctl(verb, generation)
+    except subprocess.CalledProcessError:
+        # Else systemd would try again for ever, beside the one that serves, or list it as failed.
+        systemctl("stop", generation)
+        subprocess.run(["systemctl", "reset-failed", generation], check=False, capture_output=True)
+        said = subprocess.run(
+            ["journalctl", f"--unit={generation}", f"--since=@{begun:.0f}", "--lines=30", "--no-pager", "--output=cat"],
+            check=False,
+            capture_output=True,
+            text=True,
+        ).stdout
+        serving = ", ".join(running())
+        state = f"{serving} serves as before" if serving else "nothing serves now"
+        sys.exit(f"{generation} did not start; {state}. Its last words:\n{said}")
+
+
+def forgettable(keep: set[str]) -> list[pathlib.Path]:
+    """Generations that are not to be kept with their units, and releases that no kept one runs."""
+    releases = {(GENERATIONS / name / "release").resolve().name for name in keep}
+    generations = [path for path in GENERATIONS.iterdir() if path.name not in keep]
+    units = [path for path in UNITS.glob("mlflow-*.service") if path.stem in {path.name for path in generations}]
+    return sorted([*units, *generations, *(path for path in RELEASES.iterdir() if path.name not in releases)])
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or a directory."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def switch(generation: str, drain_seconds: float, pretend: bool) -> None:
+    """Takes every step that is still to be taken, and says each; only says it where `pretend`."""
+    before, previous = pointed(ALIAS), pointed(PREVIOUS)
+    if not before and not pretend:
+        # systemd may know mlflow.service as a name without a unit; a running unit that takes it over loses its state.
+        commit(generation)
+    active = running().get(generation) == "active"
+    if not active or changed_since_start(generation):
+        print(f"{'restart' if active else 'start'} {generation}", flush=True)
+        if not pretend:
+            start(generation, "restart" if active else "start")
+    if before != generation:
+        previous = before
+        print(f"switch from {before or 'nothing'} to {generation}", flush=True)
+        if not pretend:
+            commit(generation)
+    if not pretend:
+        publish(generation)
+    for old in running():
+        if old == generation:
+            continue
+        print(f"stop {old} once its requests are done", flush=True)
+        if pretend:
+            continue
+        if left := drain(old, drain_seconds):
+            print(f"cut {left} request(s) of {old}: not done after {drain_seconds:.0f} s", flush=True)
+        systemctl("stop", old)
+    for path in forgettable({generation, previous} - {""}):
+        print(f"remove {path}", flush=True)
+        if not pretend:
+            remove(path)
+
+
+def main() -> None:
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generation", nargs="?", help="by default the one before the live one")
+    parser.add_argument("--drain", type=float, default=3600, metavar="SECONDS", help="how long old requests may take")
+    parser.add_argument("--check", action="store_true", help="only say what would be done")
+    parser.add_argument("--publish", action="store_true", help="only point NGINX at it, if it is the live one")
+    parser.add_argument("--at-boot", action="store_true", help="only make it the one that a boot starts")
+    options = parser.parse_args()
+    generation = options.generation or pointed(PREVIOUS)
+    if not options.check and not (GENERATIONS / generation / "release").is_dir():
+        sys.exit(f"There is no generation {generation!r} with its release: see {GENERATIONS}")
+    if options.publish:
+        publish(generation)
+        return
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.umask(0o022)
+        if options.at_boot:
+            commit(generation)
+        else:
+            switch(generation, options.drain, options.check)
+
+
+if __name__ == "__main__":
+    main()
