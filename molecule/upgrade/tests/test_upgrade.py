@@ -44,7 +44,9 @@ def running(host: Host) -> list[str]:
 
 
 def served_version(host: Host) -> str:
-    return host.check_output(f"curl --silent --user admin:{PASSWORD} --unix-socket /run/mlflow/live.sock http://localhost/version")
+    return host.check_output(
+        f"curl --silent --user admin:{PASSWORD} --unix-socket /run/mlflow/live.sock http://localhost/version"
+    )
 
 
 @pytest.fixture
