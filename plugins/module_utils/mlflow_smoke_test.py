@@ -28,7 +28,7 @@ METRICS = {"accuracy": 0.875, "loss": 0.125}
 NEXT_COMMANDS = {
     "nginx": "journalctl -u nginx -n 50",
     "certbot": "journalctl -u certbot -n 50",
-    "mlflow": "journalctl -u mlflow -n 50",
+    "mlflow": "journalctl -u 'mlflow-*' -n 50",
     "cloud_sql_proxy": "journalctl -u cloud-sql-proxy -n 50",
 }
 
