@@ -201,8 +201,8 @@ def test_another_patch_release_fails_no_request(host: Host, converge, clients) -
 
 def test_a_version_that_starts_but_is_broken_never_goes_live(host: Host, converge, clients) -> None:
     before = live(host)
-    release = host.check_output("ls -d /opt/mlflow/releases/3.17.2-*")
-    store = f"{release}/lib/python3*/site-packages/mlflow/store/tracking/sqlalchemy_store.py"
+    packages = "/opt/mlflow/releases/3.17.2-*/lib/python3*/site-packages"
+    store = host.check_output(f"ls {packages}/mlflow/store/tracking/sqlalchemy_store.py")
     host.check_output(f"cp -p {store} /srv/whole.py; echo 'SqlAlchemyStore.search_experiments = None' >> {store}")
     try:
         with clients():
