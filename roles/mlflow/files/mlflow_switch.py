@@ -109,6 +109,19 @@ def publish(generation: str) -> None:
         point(RUNTIME / "live.sock", f"{generation}/server.sock")
 
 
+def journal(generation: str, since: float, *options: str) -> str:
+    """The last lines that the unit said since a time in seconds."""
+    command = [
+        "journalctl",
+        f"--unit={generation}",
+        f"--since=@{since:.0f}",
+        "--lines=30",
+        "--no-pager",
+        "--output=cat",
+    ]
+    return subprocess.run([*command, *options], check=False, capture_output=True, text=True).stdout
+
+
 def start(generation: str, verb: str) -> None:
     """Starts the unit and waits until it serves; exits with what it said when it does not."""
     begun = time.time()
@@ -119,14 +132,10 @@ def start(generation: str, verb: str) -> None:
         # Else systemd would try again for ever, beside the one that serves, or list it as failed.
         systemctl("stop", generation)
         subprocess.run(["systemctl", "reset-failed", generation], check=False, capture_output=True)
-        said = subprocess.run(
-            ["journalctl", f"--unit={generation}", f"--since=@{begun:.0f}", "--lines=30", "--no-pager", "--output=cat"],
-            check=False,
-            capture_output=True,
-            text=True,
-        ).stdout
         serving = ", ".join(running())
         state = f"{serving} serves as before" if serving else "nothing serves now"
+        # The check's reason first: the server's own words may be long.
+        said = journal(generation, begun, "--identifier=mlflow-ready") + journal(generation, begun)
         sys.exit(f"{generation} did not start; {state}. Its last words:\n{said}")
 
 

@@ -62,7 +62,8 @@ def test_a_failure_names_the_component_and_the_command_on_the_server(
     monkeypatch.setattr(mlflow_smoke_test.mlflow_smoke_test, "run", fail)
     result = run_module(capsys)
     assert result["failed"]
-    assert result["msg"] == ("mlflow: Upload an artifact: 403 Forbidden. Next, on mlflow-1: journalctl -u 'mlflow-*' -n 50")
+    next_step = "Next, on mlflow-1: journalctl -u 'mlflow-*' -n 50"
+    assert result["msg"] == f"mlflow: Upload an artifact: 403 Forbidden. {next_step}"
 
 
 def test_a_secret_that_cannot_be_read_names_the_command(
