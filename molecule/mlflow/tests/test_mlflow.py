@@ -145,7 +145,7 @@ def test_the_secret_decides_the_administrators_password(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "remedy"), [(OLDER_REVISION, "an older MLflow wrote it"), ("ffffffffffff", "a newer MLflow wrote it")]
+    ("revision", "remedy"), [(OLDER_REVISION, "run playbooks/upgrade.yml"), ("ffffffffffff", "a newer MLflow wrote it")]
 )
 def test_another_schema_is_refused_and_left_alone(host: Host, revision: str, remedy: str) -> None:
     current = sql(host, TRACKING_SCHEMA)
