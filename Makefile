@@ -23,7 +23,7 @@ venv: .venv/installed ## Virtual environment from the lock
 	@echo "==> Virtual environment (.venv) with $$($(PYTHON) --version)"
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "This Python has no venv: apt-get install python3-venv"; exit 1; }; \
-		apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv; }
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends python3-venv >/dev/null; }
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
@@ -142,11 +142,15 @@ browser: # What the browser test needs; certutil makes the browser trust the emu
 	@{ command -v chromium && command -v certutil; } >/dev/null || { \
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "The browser test needs chromium and certutil: install them"; exit 1; }; \
 		echo "==> Installing Chromium"; apt-get update -qq && \
-		apt-get install -qq -y --no-install-recommends chromium libnss3-tools >/dev/null; }
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium libnss3-tools >/dev/null; }
 
 .PHONY: integration
 integration: images browser ## The real playbooks against the emulated cloud, end to end
 	pytest -q tests/integration
+
+.PHONY: faults
+faults: images ## site.yml from nothing under every fault of Google's; an hour, and it replaces the demo
+	pytest -v tests/faults
 
 .PHONY: test
 test: ## Everything CI runs, from nothing

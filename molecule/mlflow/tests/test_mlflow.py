@@ -45,7 +45,8 @@ def test_the_service_runs_at_boot(host: Host) -> None:
     assert service.is_running
     # As another name of the live generation's unit, which no boot starts by itself.
     assert host.check_output("systemctl is-enabled mlflow") == "alias"
-    assert "mlflow.service" in host.check_output("systemctl show -P Wants multi-user.target").split()
+    name = host.check_output("systemctl show -P Id mlflow")
+    assert name in host.check_output("systemctl show -P Wants multi-user.target").split()
 
 
 def test_only_the_socket_group_reaches_the_server(host: Host) -> None:
