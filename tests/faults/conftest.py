@@ -1,5 +1,5 @@
 """What the integration tests share serves here as well."""
 
-from tests.integration.conftest import cloud, deployment, environment, play, tracking
+from tests.integration.conftest import environment, play
 
-__all__ = ["cloud", "deployment", "environment", "play", "tracking"]
+__all__ = ["environment", "play"]
