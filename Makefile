@@ -141,7 +141,7 @@ logged-%: # One target; its log is printed when it fails.
 	@mkdir -p build/logs
 	@echo "==> $* (build/logs/$*.log)"
 	@begun=$$(date +%s); $(MAKE) --no-print-directory $* >build/logs/$*.log 2>&1 \
-		|| { tail -n 200 build/logs/$*.log; echo "==> $* failed"; exit 255; }; \
+		|| { tail -n 200 build/logs/$*.log; echo "==> $* failed"; exit 1; }; \
 		echo "==> $* passed in $$(($$(date +%s) - begun)) s"
 
 .PHONY: browser
