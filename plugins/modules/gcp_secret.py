@@ -13,10 +13,12 @@ description:
   - A given value adds a version only when it differs from the latest one.
   - A secret without a version, left behind by an interrupted run, gets its first one.
   - No value is ever returned, shown in a diff or logged.
+  - Once all secrets are there, O(policies) are brought to what is wanted, in the same task.
 author:
   - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
   - mlops.mlflow_gcp.google_cloud
+  - mlops.mlflow_gcp.policies
 options:
   secrets:
     description: The secrets.
@@ -57,6 +59,12 @@ EXAMPLES = r"""
       - name: mlflow-admin-password
         labels: {mlflow-deployment: mlflow}
         generate: {length: 24}
+    policies:
+      - resource: {kind: secretmanager.secrets, name: mlflow-admin-password}
+        mode: exclusive
+        bindings:
+          - role: roles/secretmanager.secretAccessor
+            members: ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
 """
 
 RETURN = r"""
@@ -82,10 +90,16 @@ secrets:
       type: list
       elements: dict
       sample: [{field: version, before: null, after: generated}]
+policies:
+  description: As M(mlops.mlflow_gcp.gcp_iam) returns them.
+  returned: success, when O(policies) are given
+  type: list
+  elements: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import POLICIES, policies_step
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import ALPHABET, ensure_secrets
 
 SECRET = {
@@ -114,10 +128,12 @@ def main() -> None:
                 "mutually_exclusive": [("generate", "value")],
                 "required_one_of": [("generate", "value")],
             },
+            "policies": POLICIES,
         },
         supports_check_mode=True,
     )
-    run(module, lambda cloud: ensure_secrets(cloud, module.params["secrets"]))
+    steps = policies_step(module.params["policies"])
+    run(module, lambda cloud: ensure_secrets(cloud, module.params["secrets"]), *steps)
 
 
 if __name__ == "__main__":

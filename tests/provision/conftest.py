@@ -129,7 +129,7 @@ class Replay:
 
 def outcome(result: Json) -> Json:
     """Return what a module says of its changes, field by field."""
-    members = next((result[key] for key in ("resources", "policies", "secrets", "users") if key in result), [])
+    members = [one for key in ("resources", "secrets", "users", "policies") for one in result.get(key, [])]
     return {
         "changed": result["changed"],
         "changes": result["changes"],
