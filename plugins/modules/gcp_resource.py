@@ -39,12 +39,14 @@ options:
           - compute.addresses
           - compute.disks
           - compute.firewalls
+          - compute.forwardingRules
           - compute.globalAddresses
           - compute.instances
           - compute.networks
           - compute.resourcePolicies
           - compute.routers
           - compute.subnetworks
+          - dns.managedZones
           - dns.resourceRecordSets
           - iam.serviceAccounts
           - logging.metrics
@@ -82,7 +84,8 @@ options:
         description:
           - Wanted fields, spelled as in Google's REST reference.
           - Links may be partial, C(projects/<project>/global/networks/<name>).
-          - C(natIP) of a V(compute.instances) may be the link of an address.
+          - C(natIP) of a V(compute.instances) and C(IPAddress) of a V(compute.forwardingRules) may be the link of an
+            address.
         type: dict
         default: {}
       sensitive_body:
@@ -98,7 +101,7 @@ options:
       delete_contents:
         description:
           - Whether a V(storage.buckets) that is to be absent is deleted with every version of every object in it, a
-            V(bigquery.datasets) with its tables.
+            V(bigquery.datasets) with its tables, a V(dns.managedZones) with its record sets.
           - Without it, what is not empty fails.
         type: bool
         default: false

@@ -33,6 +33,7 @@ VARIABLES: dict[str, Any] = {
     "platform_sql_user": "mlflow",
     "platform_sql_database_version": "POSTGRES_17",
     "platform_sql_login": "iam",
+    "platform_sql_private_service_connect_enabled": False,
     "platform_service_account_email": "mlflow-server@demo-project.iam.gserviceaccount.com",
     "platform_https_source_ranges": ["0.0.0.0/0"],
     "platform_http_source_ranges": [],

@@ -212,7 +212,8 @@ def test_no_policy_is_touched_after_a_resource_that_failed(run, google, fault):
     policy = {"resource": {"kind": "project"}, "bindings": [{"role": "roles/a", "members": ["user:x@y.z"]}]}
     members = [{"kind": "storage.buckets", "name": "b"}, {"kind": "compute.addresses", "name": "a", "location": "r"}]
     result = run("gcp_resource", resources=members, policies=[policy])
-    assert result["failed"] and "Creating storage.buckets b: No." in result["msg"]
+    assert result["failed"]
+    assert "Creating storage.buckets b: No." in result["msg"]
     assert result["changes"] == ["create compute.addresses a"]
     assert "policies" not in result
     assert not any("IamPolicy" in call.path for call in google.calls)
