@@ -46,8 +46,9 @@ options:
             description:
               - Members with their type, C(serviceAccount:<email>), C(user:<email>), C(group:<email>).
               - C(serviceAgent:<service>) is the account through which a service of Google's acts in the project, one of
-                V(serviceAgent:compute.googleapis.com), V(serviceAgent:sqladmin.googleapis.com) and
-                V(serviceAgent:storage.googleapis.com). It is made where it is not there yet.
+                V(serviceAgent:compute.googleapis.com), V(serviceAgent:secretmanager.googleapis.com),
+                V(serviceAgent:sqladmin.googleapis.com) and V(serviceAgent:storage.googleapis.com). It is made where
+                it is not there yet.
             type: list
             elements: str
             required: true

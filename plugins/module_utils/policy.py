@@ -87,9 +87,12 @@ class Agent(NamedTuple):
 
 
 # https://cloud.google.com/iam/docs/service-agents, https://cloud.google.com/sql/docs/postgres/configure-cmek,
-# https://cloud.google.com/storage/docs/getting-service-agent
+# https://cloud.google.com/storage/docs/getting-service-agent, https://cloud.google.com/secret-manager/docs/cmek
 AGENTS = {
     "compute.googleapis.com": Agent("compute-system"),
+    "secretmanager.googleapis.com": Agent(
+        "gcp-sa-secretmanager", ("serviceusage.v1beta1", "services", "generateServiceIdentity")
+    ),
     "sqladmin.googleapis.com": Agent(
         "gcp-sa-cloud-sql", ("serviceusage.v1beta1", "services", "generateServiceIdentity")
     ),

@@ -390,7 +390,7 @@ def _check_key(checker: _Checker) -> None:
     if key and checker.matches("platform_kms_key", _KEY, "not the full name of a key, without a version", fix):
         location = str(key).split("/")[3]
         if region and location != region:
-            problem = f"in {location}, and bucket, database and disk need a key in their own region, {region}"
+            problem = f"in {location}, and bucket, secrets, database and disk need a key in their own region, {region}"
             checker.add("platform_kms_key", problem, fix)
 
 

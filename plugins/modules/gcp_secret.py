@@ -8,7 +8,7 @@ module: gcp_secret
 short_description: Keep secrets in Google Secret Manager
 version_added: 0.1.0
 description:
-  - Creates secrets with automatic replication and gives each a first version, generated or given.
+  - Creates secrets and gives each a first version, generated or given.
   - A generated value is made once; later runs leave it alone and never read it.
   - A given value adds a version only when it differs from the latest one.
   - A secret without a version, left behind by an interrupted run, gets its first one.
@@ -34,6 +34,12 @@ options:
         description: Labels; others that the secret has are left alone.
         type: dict
         default: {}
+      replication:
+        description:
+          - Where the values are kept, and with which key they are encrypted, spelled as in Google's REST reference.
+            Everywhere and with Google's own when left out.
+          - Google cannot change it later. Another one than the secret has fails.
+        type: dict
       generate:
         description: Make a random value when there is none. Mutually exclusive with O(secrets[].value).
         type: dict
@@ -105,6 +111,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import ALP
 SECRET = {
     "name": {"type": "str", "required": True},
     "labels": {"type": "dict", "default": {}},
+    "replication": {"type": "dict"},
     "generate": {
         "type": "dict",
         "options": {"length": {"type": "int", "default": 32}, "alphabet": {"type": "str", "default": ALPHABET}},
