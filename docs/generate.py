@@ -113,7 +113,11 @@ def resources() -> str:
         if module == "gcp_iam":
             # Roles give what they grant to the module that makes what it is granted on.
             given = [(name, asked, own) for name, task, own in tasks_of for asked in task.values()]
-            using = [(name, asked["policies"], own) for name, asked, own in given if "policies" in asked]
+            using = [
+                (name, asked["policies"], own)
+                for name, asked, own in given
+                if isinstance(asked, dict) and "policies" in asked
+            ]
         roles = sorted({name for name, _, _ in using})
         found = {one for name, task, own in using for one in variables(task, name, own)}
         lines.append(line(f"`{module}`", f"{code(roles)}: {code(found)}", mended, refused_text))

@@ -353,6 +353,26 @@ def provisioned(clean_world: World, empty: Json, play: Callable[..., Run]) -> tu
     return run.tasks, clean_world.tables()
 
 
+@pytest.fixture(scope="session")
+def provisioned_otherwise(
+    clean_world: World, empty: Json, play: Callable[..., Run], make_inventory: Callable[..., pathlib.Path]
+) -> tuple[list[Task], Json]:
+    """The same where an environment asks for what it can do without."""
+    clean_world.put(empty)
+    zone = {"name": "example-com", "dnsName": "example.com.", "description": "The operator's"}
+    clean_world.running.server.cloud.state.services[PROJECT].append("dns.googleapis.com")
+    clean_world.running.call("POST", f"https://dns.googleapis.com/dns/v1/projects/{PROJECT}/managedZones", zone)
+    asked_for = {
+        "platform_domain": "mlflow.example.com",
+        "platform_dns_zone": "example-com",
+        "platform_log_destination": "dataset",
+        "platform_sql_private_service_connect_enabled": True,
+    }
+    run = play(inventory=make_inventory(**asked_for))
+    assert run.code == 0, run.errors
+    return run.tasks, clean_world.tables()
+
+
 @pytest.fixture
 def world(clean_world: World, provisioned: tuple[list[Task], Json]) -> World:
     """The cloud as a run of provision.yml leaves it."""
