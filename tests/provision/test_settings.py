@@ -115,13 +115,13 @@ def test_a_key_goes_to_the_bucket_at_once_and_never_to_what_is_there_without_it(
     assert running.call("GET", BUCKET)["encryption"]["defaultKmsKeyName"] == KEY
 
     before = tables(running)
-    for role, field in (
-        ("gcp_secret", "replication.userManaged.replicas"),
-        ("gcp_sql", "diskEncryptionConfiguration.kmsKeyName"),
-        ("gcp_instance", "diskEncryptionKey.kmsKeyName"),
+    for role, present in (
+        ("gcp_secret", "replication.userManaged.replicas is []"),
+        ("gcp_sql", "diskEncryptionConfiguration.kmsKeyName is null"),
+        ("gcp_instance", "diskEncryptionKey.kmsKeyName is null"),
     ):
         refused, _ = provision(role, platform_kms_key=KEY, code=2)
-        assert f"{field} is null, wanted" in refused
+        assert f"{present}, wanted" in refused
         assert "Google cannot change this in place and nothing was changed" in refused
     assert tables(running) == before
 
