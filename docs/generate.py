@@ -110,6 +110,14 @@ def resources() -> str:
     lines += ["", "| beside these | role and its variables | mended | refused |", "|---|---|---|---|"]
     for module, (mended, refused_text) in OTHERS.items():
         using = [(name, task, own) for name, task, own in tasks_of if PREFIX + module in task]
+        if module == "gcp_iam":
+            # Roles give what they grant to the module that makes what it is granted on.
+            given = [(name, asked, own) for name, task, own in tasks_of for asked in task.values()]
+            using = [
+                (name, asked["policies"], own)
+                for name, asked, own in given
+                if isinstance(asked, dict) and "policies" in asked
+            ]
         roles = sorted({name for name, _, _ in using})
         found = {one for name, task, own in using for one in variables(task, name, own)}
         lines.append(line(f"`{module}`", f"{code(roles)}: {code(found)}", mended, refused_text))

@@ -283,7 +283,9 @@ class DockerEffects:
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
         with _explained(f"create the Cloud SQL instance {name}"):
             with self._placing:
-                container = self._find(f"cloudsql-{name}") or self._make_sql_instance(name, engine)
+                # By this name the proxy calls it: with Docker, what the record of a private zone would say.
+                aliases = [instance["dnsName"].rstrip(".")] if "dnsName" in instance else []
+                container = self._find(f"cloudsql-{name}") or self._make_sql_instance(name, engine, aliases)
             if digest != _read(container, "/etc/cloudsql/digest"):
                 container.stop(timeout=_STOP_SECONDS)
                 container.put_archive("/", _archive({**files, "etc/cloudsql/digest": (digest, 0o644)}))
@@ -294,13 +296,14 @@ class DockerEffects:
                 self._wait_for_database(container, name)
         return {"ip": self._address(container)}
 
-    def _make_sql_instance(self, name: str, engine: str) -> Container:
+    def _make_sql_instance(self, name: str, engine: str, aliases: Sequence[str]) -> Container:
         volume = f"cloudsql-{name}"
         self._docker.volumes.create(volume, labels={LABEL: "emulator"})
         return self._create(
             f"cloudsql-{name}",
             SQL_IMAGE,
             None,
+            aliases,
             command=["/usr/bin/python3", "-m", ENGINES[engine].program],
             labels={f"{LABEL}.engine": engine},
             working_dir="/opt/cloudsql",

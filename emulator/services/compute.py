@@ -251,11 +251,70 @@ def _addresses(call: Call, address: Resource) -> None:
     address["address"] = str(free.network_address)
 
 
+def _forwarding_rules(call: Call, rule: Resource) -> None:
+    """An endpoint of Private Service Connect: an internal address before a service that lets the project in.
+
+    https://cloud.google.com/vpc/docs/configure-private-service-connect-services
+    """
+    target = path_of(rule.get("target", ""), "") or ""
+    if rule.get("loadBalancingScheme") or "/serviceAttachments/" not in target:
+        raise ApiError(501, "The emulated cloud has forwarding rules before service attachments only.")
+    _need_network(rule)
+    region, project = rule["region"].rpartition("/")[2], call.parameters["project"]
+    service = _attached(call.cloud, target)
+    if service is None:
+        raise not_found(target)
+    if service["region"] != region:
+        raise invalid("resource.target", rule["target"], f"The service attachment is not in the region {region}.")
+    text = rule.get("IPAddress", "")
+    prefix = f"compute/projects/{project}/regions/{region}/addresses/"
+    link = path_of(text, project)
+    held = [item for name, item in call.state.under(prefix) if text == item["address"] or f"compute/{link}" == name]
+    if not held or held[0]["addressType"] != "INTERNAL":
+        raise invalid("resource.IPAddress", text, f"Must be a reserved internal address of the region {region}.")
+    subnetwork = resolve(call.cloud, held[0]["subnetwork"], "subnetwork", "subnetworks", project)
+    if subnetwork["network"] != rule["network"]:
+        raise invalid("resource.IPAddress", text, "The address is not in the network of the forwarding rule.")
+    others = [item for item in instances(call.cloud) if item["networkInterfaces"][0].get("networkIP") == text]
+    others += [
+        item
+        for item in call.state.resources.values()
+        if item.get("kind") == "compute#forwardingRule"
+        and item["IPAddress"] == held[0]["address"]
+        and item["id"] != rule["id"]
+    ]
+    if others:
+        raise ApiError(400, f"The address {held[0]['address']} is already in use.", reason="resourceInUse")
+    rule |= {"IPAddress": held[0]["address"], "target": BASE + target, "networkTier": "PREMIUM"}
+    rule.setdefault("allowPscGlobalAccess", False)
+
+
+def _forwarding_rule_view(cloud: Cloud, rule: Resource) -> Resource:
+    """What became of the connection: it is closed when the service goes, and waits where it lets the project not in."""
+    target, project = rule["target"].removeprefix(BASE), rule["selfLink"].removeprefix(BASE).split("/")[1]
+    service = _attached(cloud, target)
+    config = service["settings"]["ipConfiguration"]["pscConfig"] if service else {}
+    is_let_in = not {project, cloud.state.projects[project]}.isdisjoint(config.get("allowedConsumerProjects", []))
+    status = "ACCEPTED" if is_let_in else "PENDING"
+    return {"pscConnectionId": rule["id"], "pscConnectionStatus": status if service else "CLOSED"}
+
+
+def _attached(cloud: Cloud, target: str) -> Resource | None:
+    """Return the Cloud SQL instance of a service attachment."""
+    everything = cloud.state.resources.values()
+    return next((item for item in everything if item.get("pscServiceAttachmentLink") == target), None)
+
+
 def _address_view(cloud: Cloud, address: Resource) -> Resource:
     users = [
         instance["selfLink"]
         for instance in instances(cloud)
         if address["address"] in (external_ip(instance), instance["networkInterfaces"][0].get("networkIP"))
+    ]
+    users += [
+        item["selfLink"]
+        for item in cloud.state.resources.values()
+        if item.get("kind") == "compute#forwardingRule" and item["IPAddress"] == address["address"]
     ]
     own = f"compute/{address['selfLink'].removeprefix(BASE)}"
     users += [cloud.state.resources[name].get("selfLink", "") for name in cloud.users_of(address["selfLink"], own)]
@@ -377,6 +436,14 @@ COLLECTIONS = {
     "firewalls": Collection("Firewall", "global", ("network", "direction"), False, _firewalls),
     "addresses": Collection("Address", "regions", (), False, _addresses, _address_view),
     "globalAddresses": Collection("Address", "global", (), False, _addresses, _address_view),
+    "forwardingRules": Collection(
+        "ForwardingRule",
+        "regions",
+        ("IPAddress", "target", "network", "subnetwork", "loadBalancingScheme"),
+        True,
+        _forwarding_rules,
+        _forwarding_rule_view,
+    ),
     "disks": Collection("Disk", "zones", (), False, complete_disk, _disk_view),
     # What `gcloud compute resource-policies update snapshot-schedule` has no option for.
     "resourcePolicies": Collection(

@@ -1,11 +1,12 @@
-"""Cloud DNS: managed zones and the record sets in them. Nothing here answers a DNS query."""
+"""Cloud DNS: managed zones, public and private, and the record sets in them. Nothing here answers a DNS query."""
 
 import ipaddress
 import re
 from typing import Any
 
-from emulator.cloud import Call, serves
+from emulator.cloud import Call, patched, serves
 from emulator.errors import ApiError
+from emulator.services.compute import BASE, resolve
 from emulator.state import Resource, now
 
 _ZONE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -14,6 +15,7 @@ _DOMAIN = re.compile(r"((\*|[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9])?)\.)+")
 _TYPES = {"A", "AAAA", "CAA", "CNAME", "DS", "HTTPS", "MX", "NAPTR", "NS", "PTR", "SOA", "SRV", "SVCB", "TXT"}
 _OF_THE_ZONE = {"SOA", "NS"}
 _ADDRESSES = {"A": ipaddress.IPv4Address, "AAAA": ipaddress.IPv6Address}
+_PRIVATE_SERVER = "ns-gcp-private.googledomains.com."
 _SERVERS = [f"ns-cloud-e{number}.googledomains.com." for number in range(1, 5)]
 
 
@@ -45,27 +47,62 @@ def _create_zone(call: Call) -> Resource:
         raise _invalid("entity.managedZone.name", name)
     if not _DOMAIN.fullmatch(domain):
         raise _invalid("entity.managedZone.dnsName", domain)
-    if body.get("visibility", "public") != "public":
-        raise ApiError(501, "The emulated cloud has public zones only.")
     key = f"dns/projects/{project}/managedZones/{name}"
     if key in call.state.resources:
         raise ApiError(409, f"The resource 'entity.managedZone' named '{name}' already exists")
+    servers = _SERVERS if body.get("visibility", "public") == "public" else [_PRIVATE_SERVER]
     zone: Resource = {
-        "dnssecConfig": {"kind": "dns#managedZoneDnsSecConfig", "state": "off"},
+        "visibility": "public",
         **body,
         "kind": "dns#managedZone",
-        "visibility": "public",
         "id": call.state.new_id(),
-        "nameServers": _SERVERS,
+        "nameServers": servers,
         "creationTime": now(),
     }
-    soa = f"{_SERVERS[0]} cloud-dns-hostmaster.google.com. 1 21600 3600 259200 300"
+    if zone["visibility"] == "public":
+        zone.setdefault("dnssecConfig", {"kind": "dns#managedZoneDnsSecConfig", "state": "off"})
+    _check_networks(call, zone)
+    soa = f"{servers[0]} cloud-dns-hostmaster.google.com. 1 21600 3600 259200 300"
     call.state.resources |= {
         key: zone,
         f"{key}/rrsets/{domain}/SOA": _record(domain, "SOA", 21600, [soa]),
-        f"{key}/rrsets/{domain}/NS": _record(domain, "NS", 21600, _SERVERS),
+        f"{key}/rrsets/{domain}/NS": _record(domain, "NS", 21600, servers),
     }
     return zone
+
+
+def _check_networks(call: Call, zone: Resource) -> None:
+    """Raises `ApiError` unless a private zone is seen by networks that have no other of the same domain.
+
+    https://cloud.google.com/dns/docs/zones/zones-overview
+    """
+    networks = zone.get("privateVisibilityConfig", {}).get("networks", [])
+    if bool(networks) != (zone["visibility"] == "private"):
+        raise _invalid("entity.managedZone.privateVisibilityConfig.networks", networks)
+    for network in networks:
+        link = network.get("networkUrl", "")
+        if not link.startswith(f"{BASE}projects/"):
+            raise _invalid("entity.managedZone.privateVisibilityConfig.networks[].networkUrl", link)
+        resolve(call.cloud, link, "networkUrl", "networks", call.parameters["project"])
+    links = {network["networkUrl"] for network in networks}
+    for other in (item for item in call.state.resources.values() if item.get("kind") == "dns#managedZone"):
+        seen_by = {network["networkUrl"] for network in other.get("privateVisibilityConfig", {}).get("networks", [])}
+        if other["id"] != zone["id"] and other["dnsName"] == zone["dnsName"] and links & seen_by:
+            raise ApiError(409, f"The zone '{other['name']}' of {zone['dnsName']} is seen by the same network")
+
+
+@serves("dns.managedZones.patch", permission="dns.managedZones.update")
+def _change_zone(call: Call) -> Resource:
+    key, zone = _need_zone(call)
+    changed = patched(zone, {name: value for name, value in (call.body or {}).items() if name != "kind"})
+    for field in ("name", "dnsName", "visibility"):
+        if changed.get(field) != zone[field]:
+            raise _invalid(f"entity.managedZone.{field}", changed.get(field))
+    if not changed.get("description"):
+        raise ApiError(400, "The 'entity.managedZone.description' parameter is required but was missing.")
+    _check_networks(call, changed)
+    call.state.resources[key] = changed
+    return {"kind": "dns#operation", "id": call.state.new_id(), "status": "done", "type": "update", "startTime": now()}
 
 
 def _record(name: str, kind: str, ttl: int, rrdatas: list[str]) -> Resource:

@@ -14,6 +14,7 @@ from emulator.state import Resource, State, now, public
 # https://cloud.google.com/iam/docs/service-agents
 AGENT_DOMAINS = {
     "compute.googleapis.com": "compute-system",
+    "secretmanager.googleapis.com": "gcp-sa-secretmanager",
     "sqladmin.googleapis.com": "gcp-sa-cloud-sql",
     "storage.googleapis.com": "gs-project-accounts",
 }

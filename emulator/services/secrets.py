@@ -8,6 +8,8 @@ import google_crc32c
 
 from emulator.cloud import Call, held_permissions, serves
 from emulator.errors import ApiError
+from emulator.services import kms
+from emulator.services.compute_catalog import ZONES
 from emulator.state import Resource, fingerprint, now, public
 
 _STATES = {"enable": "ENABLED", "disable": "DISABLED", "destroy": "DESTROYED"}
@@ -43,10 +45,34 @@ def _create(call: Call) -> Resource:
     body = call.body or {}
     if len(set(body.get("replication", {})) & {"automatic", "userManaged"}) != 1:
         raise ApiError(400, "The field 'replication' must say automatic or userManaged.")
+    _check_keys(call, body["replication"])
     secret = {**body, "name": _numbered(call, name), "createTime": now()}
     secret["etag"] = f'"{fingerprint(secret)}"'
     call.state.resources[_key(name)] = secret
     return secret
+
+
+def _check_keys(call: Call, replication: Resource) -> None:
+    """A key lies where the replica is, and in `global` for a secret that is everywhere.
+
+    https://cloud.google.com/secret-manager/docs/cmek
+    """
+    if "automatic" in replication:
+        replicas = [{"location": "global", **replication["automatic"]}]
+    else:
+        replicas = replication["userManaged"].get("replicas", [])
+        if not replicas or any(replica.get("location") not in ZONES for replica in replicas):
+            raise ApiError(400, "The field 'replication.userManaged.replicas' must name locations.")
+    for replica in replicas:
+        key = replica.get("customerManagedEncryption", {}).get("kmsKeyName")
+        project = call.name.split("/")[1]
+        fault = key and kms.fault_of(call.cloud, key, project, "secretmanager.googleapis.com", {replica["location"]})
+        if fault in ("malformed", "location"):
+            raise ApiError(400, f"The key {key} is not one of the location {replica['location']}.")
+        if fault:
+            agent = kms.agent_email(call.state, project, "secretmanager.googleapis.com")
+            message = f"Secret Manager ({agent}) cannot use the key: Permission denied on {key} (or it may not exist)."
+            raise ApiError(400, message, status="FAILED_PRECONDITION")
 
 
 @serves("secretmanager.projects.secrets.get", permission="secretmanager.secrets.get")
@@ -122,7 +148,10 @@ def _add(call: Call) -> Resource:
         "state": "ENABLED",
         "_data": payload["data"],
     }
-    version |= {"replicationStatus": {"automatic": {}}, "clientSpecifiedPayloadChecksum": "dataCrc32c" in payload}
+    replicas = secret["replication"].get("userManaged", {}).get("replicas")
+    places = [{"location": replica["location"]} for replica in replicas or []]
+    status: Resource = {"userManaged": {"replicas": places}} if replicas else {"automatic": {}}
+    version |= {"replicationStatus": status, "clientSpecifiedPayloadChecksum": "dataCrc32c" in payload}
     version |= {"etag": f'"{fingerprint(version)}"', "_number": number}
     secret["etag"] = f'"{fingerprint([secret, now()])}"'
     call.state.resources[_key(name)] = version

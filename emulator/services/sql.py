@@ -207,7 +207,7 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
     settings = _complete(call, body.get("settings") or {}, region, version)
     _check_key(call, body, region)
     authority, authority_key = certificates.make_authority(f"Google Cloud SQL Server CA {uuid.uuid4()}")
-    dns = f"{fingerprint(key)[:11].lower().replace('_', '-')}.{uuid.uuid4().hex[:12]}.{region}.sql.goog."
+    endpoint = _endpoint(key, region) if _has_endpoint(settings) else {}
     instance: Resource = {
         **{field: value for field, value in body.items() if field != "rootPassword"},
         "kind": "sql#instance",
@@ -220,7 +220,7 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
         "connectionName": f"{project}:{region}:{name}",
         "createTime": now(),
         "databaseInstalledVersion": f"{version}_6",
-        "dnsName": dns,
+        **endpoint,
         "gceZone": settings["locationPreference"]["zone"],
         "serviceAccountEmailAddress": _SERVICE_AGENT.format(call.state.projects[project]),
         "selfLink": f"{_ROOT}projects/{project}/instances/{name}",
@@ -229,7 +229,9 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
         "_authority": [authority, authority_key],
         "_network": _network(settings),
     }
-    certificate = certificates.issue_server(authority, authority_key, f"{project}:{name}", [dns.rstrip(".")])
+    # Without a name of its own, clients know it by the certificate's subject.
+    names = [endpoint.get("dnsName", f"{name}.internal").rstrip(".")]
+    certificate = certificates.issue_server(authority, authority_key, f"{project}:{name}", names)
     instance["_server"] = list(certificate)
     owned = {"instance": name, "project": project}
     administrator = {"kind": "sql#user", "name": engine.administrator, "type": "BUILT_IN", "host": engine.host, **owned}
@@ -244,6 +246,29 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
         instance["state"] = "RUNNABLE"
 
     return _start(call, operation, name, lambda: _apply(call, instance), finish, (key, *children))
+
+
+def _has_endpoint(settings: Resource) -> bool:
+    """Whether Private Service Connect is on."""
+    return bool(settings["ipConfiguration"].get("pscConfig", {}).get("pscEnabled"))
+
+
+def _endpoint(key: str, region: str) -> Resource:
+    """Return by what networks reach an instance; https://cloud.google.com/sql/docs/postgres/about-private-service-connect."""
+    attachment = f"a-{hashlib.sha256(key.encode()).hexdigest()[:12]}-psc-service-attachment-{uuid.uuid4().hex[:16]}"
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.{uuid.uuid4().hex[:12]}.{region}.sql.goog."
+    return {
+        "dnsName": name,
+        "dnsNames": [
+            {
+                "name": name,
+                "connectionType": "PRIVATE_SERVICE_CONNECT",
+                "dnsScope": "INSTANCE",
+                "recordManager": "CUSTOMER",
+            }
+        ],
+        "pscServiceAttachmentLink": f"projects/emulated-tp/regions/{region}/serviceAttachments/{attachment}",
+    }
 
 
 def _check_key(call: Call, body: Resource, region: str) -> None:
@@ -318,8 +343,13 @@ def _complete(call: Call, sent: Resource, region: str, version: str) -> Resource
     configuration = settings["ipConfiguration"]
     configuration["requireSsl"] = configuration["sslMode"] == "TRUSTED_CLIENT_CERTIFICATE_REQUIRED"
     network = _network(settings)
-    if not configuration["ipv4Enabled"] and not network:
+    if not (configuration["ipv4Enabled"] or network or _has_endpoint(settings)):
         raise _bad("At least one of Public IP or Private IP or PSC connectivity must be enabled.")
+    if _has_endpoint(settings) and configuration["ipv4Enabled"]:
+        raise _bad("Public IP cannot be enabled on an instance with Private Service Connect.")
+    if _has_endpoint(settings) and network:
+        raise ApiError(501, "The emulated cloud has no instance with a private address and Private Service Connect.")
+    _check_endpoint(configuration.get("pscConfig", {}))
     if network:
         path = network.removeprefix(BASE)
         if f"compute/{path}" not in call.state.resources:
@@ -333,6 +363,13 @@ def _complete(call: Call, sent: Resource, region: str, version: str) -> Resource
             )
         configuration["privateNetwork"] = path
     return settings
+
+
+def _check_endpoint(config: Resource) -> None:
+    if set(config) - {"pscEnabled", "allowedConsumerProjects"}:
+        raise ApiError(501, "Of Private Service Connect, the emulated cloud has endpoints that are made by hand only.")
+    if config.get("allowedConsumerProjects") and not config.get("pscEnabled"):
+        raise _bad("allowedConsumerProjects goes with pscEnabled only.")
 
 
 def _complete_edition(settings: Resource) -> None:
@@ -415,6 +452,8 @@ def _change(call: Call) -> Resource:
         raise ApiError(412, "Condition does not match: settingsVersion is stale.", reason="staleData")
     wanted = patched(current, sent) if call.verb == "patch" else sent
     settings = _complete(call, wanted, instance["region"], instance["databaseVersion"])
+    if _has_endpoint(settings) != _has_endpoint(current):
+        raise _bad("Private Service Connect can be enabled, or not, when the instance is made only.")
     if int(settings["dataDiskSizeGb"]) < int(current["dataDiskSizeGb"]):
         raise _bad("The disk cannot be made smaller.")
     settings["settingsVersion"] = str(int(current["settingsVersion"]) + 1)
@@ -649,13 +688,13 @@ def _described(pem: str, instance: str) -> Resource:
 @serves("sql.connect.get", permission="cloudsql.instances.connect")
 def _connect_settings(call: Call) -> Resource:
     instance = _need(call)
-    copied = ("serverCaCert", "region", "databaseVersion", "backendType", "dnsName", "connectionName")
+    copied = ("serverCaCert", "region", "databaseVersion", "backendType", "connectionName", "dnsName", "dnsNames")
     return {
         "kind": "sql#connectSettings",
-        **{field: instance[field] for field in copied},
+        **{field: instance[field] for field in copied if field in instance},
         "ipAddresses": instance.get("ipAddresses", []),
         "serverCaMode": instance["settings"]["ipConfiguration"]["serverCaMode"],
-        "pscEnabled": False,
+        "pscEnabled": _has_endpoint(instance["settings"]),
     }
 
 

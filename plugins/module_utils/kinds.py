@@ -156,6 +156,18 @@ KINDS: dict[str, Kind] = {
         state_field="status",
         passing_states=_fields("RESERVING"),
     ),
+    # An endpoint of Private Service Connect; those of load balancers were not tried.
+    "compute.forwardingRules": Kind(
+        api="compute.v1",
+        collection="forwardingRules",
+        schema="ForwardingRule",
+        guard="fingerprint",
+        setters=ADDRESS_SETTERS,
+        immutable=_fields("IPAddress", "target", "network", "subnetwork", "loadBalancingScheme"),
+        address_links=_fields("IPAddress"),
+        # It goes before the service behind it.
+        after=_fields("sqladmin.instances"),
+    ),
     "compute.instances": Kind(
         api="compute.v1",
         collection="instances",
@@ -227,6 +239,7 @@ KINDS: dict[str, Kind] = {
             "diskEncryptionConfiguration",
             "settings.dataDiskType",
             "settings.collation",
+            "settings.ipConfiguration.pscConfig.pscEnabled",
         ),
         guard="settings.settingsVersion",
         passing_states=_fields("PENDING_CREATE", "PENDING_DELETE"),
@@ -294,6 +307,16 @@ KINDS: dict[str, Kind] = {
         guard="etag",
         immutable=_fields("replication", "secretType"),
         rules=Rules(keyed={"topics": "name"}, write_only=_fields("ttl", "tags")),
+    ),
+    "dns.managedZones": Kind(
+        api="dns.v1",
+        collection="managedZones",
+        schema="ManagedZone",
+        full_name="projects/{project}/managedZones/{name}",
+        create="create",
+        has_operations=False,
+        immutable=_fields("dnsName", "visibility"),
+        rules=Rules(sets=_fields("privateVisibilityConfig.networks")),
     ),
     # Named <domain>./<type>, as in its URL.
     "dns.resourceRecordSets": Kind(

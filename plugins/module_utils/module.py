@@ -17,8 +17,11 @@ class PartialError(CloudError):
         self.result = result
 
 
-def run(module: AnsibleModule, work: Callable[[Session], Json]) -> None:
-    """Do the work in a session and end the module with its result, or with the message of its failure."""
+def run(module: AnsibleModule, *steps: Callable[[Session], Json]) -> None:
+    """Do the steps in one session and end the module with what they did, or with the message of the first failure.
+
+    A step after one that failed is not begun; what was done until then is in the result.
+    """
     if MISSING_LIBRARY:
         module.fail_json(msg=missing_required_lib(MISSING_LIBRARY))
     warnings: list[str] = []
@@ -31,15 +34,26 @@ def run(module: AnsibleModule, work: Callable[[Session], Json]) -> None:
             timeout_seconds=module.params.get("timeout_seconds", 600),
         )
         warnings = cloud.warnings
-        result = work(cloud)
+        for step in steps:
+            result = _joined(result, step(cloud))
+    except PartialError as error:
+        result, failure = _joined(result, error.result), error
     except CloudError as error:
         failure = error
     # A failure may have its cause in what was warned of.
     for warning in dict.fromkeys(warnings):
         module.warn(warning)
     if failure:
-        module.fail_json(msg=str(failure), **(failure.result if isinstance(failure, PartialError) else {}))
+        module.fail_json(msg=str(failure), **result)
     module.exit_json(**result)
+
+
+def _joined(first: Json, second: Json) -> Json:
+    """Return the results of two steps as one."""
+    if not first:
+        return second
+    lists = {key: [*first[key], *second[key]] for key in ("changes", "diff")}
+    return {**first, **second, "changed": first["changed"] or second["changed"], **lists}
 
 
 def batch_result(option: str, members: list[Json], failures: list[str], title: Callable[[Json], str]) -> Json:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -38,6 +39,42 @@ RESOURCES = {
     "cloudkms.cryptoKeys": ("cloudkms.v1", "projects.locations.keyRings.cryptoKeys"),
 }
 
+# How modules take policies.
+CONDITION = {
+    "title": {"type": "str", "required": True},
+    "expression": {"type": "str", "required": True},
+    "description": {"type": "str"},
+}
+BINDING = {
+    "role": {"type": "str", "required": True},
+    "members": {"type": "list", "elements": "str", "required": True},
+    "condition": {"type": "dict", "options": CONDITION},
+}
+AUDIT_CONFIG = {
+    "service": {"type": "str", "required": True},
+    "log_types": {
+        "type": "list",
+        "elements": "str",
+        "required": True,
+        "choices": ["ADMIN_READ", "DATA_READ", "DATA_WRITE"],
+    },
+}
+RESOURCE = {
+    "kind": {"type": "str", "required": True, "choices": list(RESOURCES)},
+    "name": {"type": "str"},
+}
+POLICY: dict[str, dict[str, Any]] = {
+    "resource": {"type": "dict", "options": RESOURCE},
+    "bindings": {"type": "list", "elements": "dict", "default": [], "options": BINDING},
+    "mode": {"type": "str", "choices": ["additive", "exclusive", "absent"], "default": "additive"},
+    "audit_configs": {"type": "list", "elements": "dict", "options": AUDIT_CONFIG},
+}
+POLICIES: dict[str, Any] = {
+    "type": "list",
+    "elements": "dict",
+    "options": {**POLICY, "resource": {**POLICY["resource"], "required": True}},
+}
+
 
 class Agent(NamedTuple):
     """The account through which a service of Google's acts in a project, and the method that makes it.
@@ -50,9 +87,12 @@ class Agent(NamedTuple):
 
 
 # https://cloud.google.com/iam/docs/service-agents, https://cloud.google.com/sql/docs/postgres/configure-cmek,
-# https://cloud.google.com/storage/docs/getting-service-agent
+# https://cloud.google.com/storage/docs/getting-service-agent, https://cloud.google.com/secret-manager/docs/cmek
 AGENTS = {
     "compute.googleapis.com": Agent("compute-system"),
+    "secretmanager.googleapis.com": Agent(
+        "gcp-sa-secretmanager", ("serviceusage.v1beta1", "services", "generateServiceIdentity")
+    ),
     "sqladmin.googleapis.com": Agent(
         "gcp-sa-cloud-sql", ("serviceusage.v1beta1", "services", "generateServiceIdentity")
     ),
@@ -331,6 +371,11 @@ def ensure_policies(cloud: Session, policies: list[Json]) -> Json:
     members = [member for member in outcomes if isinstance(member, dict)]
     failures = [failure for failure in outcomes if isinstance(failure, str)]
     return batch_result("policies", members, failures, lambda m: f"IAM policy of {m['kind']} {m['name']}")
+
+
+def policies_step(policies: list[Json] | None) -> list[Callable[[Session], Json]]:
+    """Return what a module does after its own work, for its option `policies`."""
+    return [lambda cloud: ensure_policies(cloud, policies)] if policies else []
 
 
 def _outcome(cloud: Session, wish: Wish) -> Json | str:

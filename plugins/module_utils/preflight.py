@@ -31,6 +31,9 @@ PERMISSIONS = {
     "roles/resourcemanager.projectIamAdmin": ("resourcemanager.projects.setIamPolicy",),
     "roles/compute.networkAdmin": (
         "compute.addresses.create",
+        "compute.addresses.createInternal",
+        "compute.forwardingRules.create",
+        "compute.forwardingRules.pscCreate",
         "compute.globalAddresses.createInternal",
         "compute.networks.create",
         "compute.routers.create",
@@ -47,7 +50,7 @@ PERMISSIONS = {
     "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs",),
     "roles/storage.admin": ("storage.buckets.create",),
     "roles/cloudsql.admin": ("cloudsql.databases.create", "cloudsql.instances.create", "cloudsql.users.create"),
-    "roles/dns.admin": ("dns.changes.create", "dns.resourceRecordSets.create"),
+    "roles/dns.admin": ("dns.changes.create", "dns.managedZones.create", "dns.resourceRecordSets.create"),
     "roles/secretmanager.admin": ("secretmanager.secrets.create",),
     "roles/logging.configWriter": ("logging.logMetrics.create", "logging.sinks.create"),
     "roles/monitoring.editor": (
@@ -58,6 +61,12 @@ PERMISSIONS = {
     ),
     "roles/bigquery.dataOwner": ("bigquery.datasets.create",),
 }
+_ENDPOINT_PERMISSIONS = (
+    "compute.addresses.createInternal",
+    "compute.forwardingRules.create",
+    "compute.forwardingRules.pscCreate",
+    "dns.managedZones.create",
+)
 # What is not needed while a variable is set (True), is not (False), or has a value.
 SPARED_PERMISSIONS = {
     ("platform_existing_network", True): (
@@ -68,10 +77,15 @@ SPARED_PERMISSIONS = {
     ),
     ("platform_existing_subnetwork", True): ("compute.subnetworks.create",),
     ("platform_existing_bucket", True): ("storage.buckets.create",),
-    ("platform_existing_sql_instance", True): ("cloudsql.instances.create",),
+    ("platform_existing_sql_instance", True): ("cloudsql.instances.create", *_ENDPOINT_PERMISSIONS),
     ("platform_existing_service_account", True): ("iam.serviceAccounts.create",),
     ("platform_log_destination", "bucket"): ("bigquery.datasets.create",),
     ("platform_dns_zone", False): ("dns.changes.create", "dns.resourceRecordSets.create"),
+    ("platform_sql_private_service_connect_enabled", True): (
+        "compute.globalAddresses.createInternal",
+        "servicenetworking.services.addPeering",
+    ),
+    ("platform_sql_private_service_connect_enabled", False): _ENDPOINT_PERMISSIONS,
 }
 # What a problem about them is named after.
 PERMISSIONS_OF = "permissions in platform_project"
@@ -322,8 +336,9 @@ def _check_machines(checker: _Checker) -> None:
     if variables.get("platform_log_destination") == "dataset":
         rule = "not a dataset name: letters, digits and underscores"
         checker.matches("platform_log_store", _DATASET, rule, "write platform_log_store, such as mlflow_logs")
-    if not isinstance(variables.get("platform_deletion_protection_enabled"), bool):
-        checker.add("platform_deletion_protection_enabled", "not a boolean", "write true or false, without quotes")
+    for variable in ("platform_deletion_protection_enabled", "platform_sql_private_service_connect_enabled"):
+        if not isinstance(variables.get(variable), bool):
+            checker.add(variable, "not a boolean", "write true or false, without quotes")
     # It comes from the command line, where everything is text.
     if str(variables.get("platform_stop_enabled")).lower() not in ("true", "false"):
         checker.add(
@@ -375,7 +390,7 @@ def _check_key(checker: _Checker) -> None:
     if key and checker.matches("platform_kms_key", _KEY, "not the full name of a key, without a version", fix):
         location = str(key).split("/")[3]
         if region and location != region:
-            problem = f"in {location}, and bucket, database and disk need a key in their own region, {region}"
+            problem = f"in {location}, and bucket, secrets, database and disk need a key in their own region, {region}"
             checker.add("platform_kms_key", problem, fix)
 
 

@@ -296,11 +296,14 @@ def _existing_network(seen: Seen) -> Iterator[Finding]:
     network = seen.found("network")
     if network is None:
         yield _not_there(seen, "platform_existing_network", "network", "gcloud compute networks list")
-    elif not seen["existing_sql_instance"]:
+    elif not (seen["existing_sql_instance"] or seen["sql_private_service_connect_enabled"]):
         peerings = {peering["name"] for peering in network.get("peerings", []) if peering.get("state") == "ACTIVE"}
         if _PEERING not in peerings:
             problem = "it has no private services access, by which the database is reached"
-            fix = "have it set up: https://cloud.google.com/sql/docs/postgres/configure-private-services-access"
+            fix = (
+                "have it set up: https://cloud.google.com/sql/docs/postgres/configure-private-services-access;"
+                " or write platform_sql_private_service_connect_enabled: true"
+            )
             yield seen.problem("platform_existing_network", problem, fix)
 
 
@@ -364,8 +367,20 @@ def _existing_sql_instance(seen: Seen) -> Iterator[Finding]:
         problem = f"it is not running: {instance['state']}, activation policy {settings.get('activationPolicy')}"
         fix = f"gcloud sql instances patch {seen['sql_instance']} --activation-policy=ALWAYS, and wait until it runs"
         yield seen.problem(variable, problem, fix)
-    network = _last(settings.get("ipConfiguration", {}).get("privateNetwork", ""))
-    if network != seen["network_name"]:
+    configuration = settings.get("ipConfiguration", {})
+    network, config = _last(configuration.get("privateNetwork", "")), configuration.get("pscConfig", {})
+    if seen["sql_private_service_connect_enabled"]:
+        switch, project = "platform_sql_private_service_connect_enabled", seen.found("project") or {}
+        if not config.get("pscEnabled"):
+            problem = f"the instance {seen['sql_instance']} has no Private Service Connect"
+            yield seen.problem(switch, problem, "leave it out")
+        elif not {seen["project"], project.get("projectNumber")} & {*config.get("allowedConsumerProjects", [])}:
+            fix = f"have {seen['project']} added to those that its --allowed-psc-projects names"
+            yield seen.problem(variable, "it does not let this project in by Private Service Connect", fix)
+    elif config.get("pscEnabled") and not network:
+        fix = "write platform_sql_private_service_connect_enabled: true"
+        yield seen.problem(variable, "it is reached by Private Service Connect alone", fix)
+    elif network != seen["network_name"]:
         problem = f"its private address is in {network or 'no network'}, the server in {seen['network_name']}"
         fix = f"write platform_existing_network: {network}" if network else "have it given a private address"
         yield seen.problem(variable, problem, fix)

@@ -662,6 +662,29 @@ class Dataset(Container):
         return {"deleteContents": str(self.wanted.delete_contents).lower()}
 
 
+class Zone(Container):
+    """A managed zone, whose record sets go with it but for the two that are the zone's own."""
+
+    holds = ("rrsets", "record sets")
+
+    def contents(self) -> Json:
+        """Return the first page of the record sets that are not the zone's own."""
+        listing = method("dns.v1", "resourceRecordSets", "list")
+        page = self.cloud.call(listing, self.parameters("get"), f"Listing the record sets of {self.title}")
+        apex = next((one["name"] for one in page.get("rrsets", []) if one["type"] == "SOA"), "")
+        own = [(apex, "SOA"), (apex, "NS")]
+        return {**page, "rrsets": [one for one in page.get("rrsets", []) if (one["name"], one["type"]) not in own]}
+
+    def delete(self, actual: Json) -> None:
+        """Delete the record sets, then the zone."""
+        while items := self.contents()["rrsets"]:
+            for item in items:
+                parameters = {**self.parameters("get"), "name": item["name"], "type": item["type"]}
+                purpose = f"Deleting the record {item['name']} of {self.title}"
+                self.cloud.call(method("dns.v1", "resourceRecordSets", "delete"), parameters, purpose)
+        super().delete(actual)
+
+
 class Bucket(Container):
     """A bucket, whose objects go one by one."""
 
@@ -713,6 +736,7 @@ SPECIAL = {
     "serviceusage.services": Service,
     "servicenetworking.connections": Connection,
     "storage.buckets": Bucket,
+    "dns.managedZones": Zone,
     "dns.resourceRecordSets": Record,
 }
 

@@ -47,7 +47,7 @@ class Secret:
         self.name: str = wanted["name"]
         self.value: str | None = wanted.get("value")
         self.generate: Json = wanted.get("generate") or {}
-        body = {"labels": wanted["labels"]} if wanted.get("labels") else {}
+        body = {field: wanted[field] for field in ("labels", "replication") if wanted.get(field)}
         self.resource: Resource = resource_of(cloud, Wanted("secretmanager.secrets", self.name, body=body))
         self.problems = [*self.resource.problems, *self._value_problems()]
 

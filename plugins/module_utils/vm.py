@@ -25,9 +25,6 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
 )
 
 try:
-    import requests
-    from google.api_core import exceptions, retry
-
     MISSING_LIBRARY = None if importlib.util.find_spec("google.cloud.compute_v1") else "google-cloud-compute"
 except ImportError:
     MISSING_LIBRARY = "google-cloud-compute"
@@ -56,16 +53,6 @@ class Vm:
         self.cloud = cloud
         self.wanted = wanted
         self.title = f"compute.instances {wanted.name}"
-        # A repeated request has the same requestId: Google carries it out once.
-        self._retry = retry.Retry(
-            predicate=retry.if_exception_type(
-                exceptions.TooManyRequests,
-                exceptions.ServerError,
-                requests.exceptions.ConnectionError,
-                requests.exceptions.Timeout,
-            ),
-            timeout=RETRY_SECONDS,
-        )
 
     @functools.cached_property
     def _compute(self) -> Any:
@@ -212,8 +199,18 @@ class Vm:
             raise CloudError(f"{purpose}: {took}; run again later, the run goes on from here") from error
 
     def _call(self, purpose: str, send: Callable[..., Any], *request: Any, **options: Any) -> Any:
+        import requests
+        from google.api_core import exceptions, retry
+
+        # A repeated request has the same requestId: Google carries it out once.
+        passing = retry.if_exception_type(
+            exceptions.TooManyRequests,
+            exceptions.ServerError,
+            requests.exceptions.ConnectionError,
+            requests.exceptions.Timeout,
+        )
         try:
-            return send(*request, retry=self._retry, **options)
+            return send(*request, retry=retry.Retry(predicate=passing, timeout=RETRY_SECONDS), **options)
         except exceptions.RetryError as error:
             raise CloudError(f"{purpose}: {error.cause}") from error
         except exceptions.GoogleAPICallError as error:

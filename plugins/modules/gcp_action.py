@@ -31,6 +31,7 @@ options:
       - compute.addresses
       - compute.disks
       - compute.firewalls
+      - compute.forwardingRules
       - compute.globalAddresses
       - compute.instances
       - compute.networks
@@ -38,6 +39,7 @@ options:
       - compute.routers
       - compute.snapshots
       - compute.subnetworks
+      - dns.managedZones
       - dns.resourceRecordSets
       - iam.serviceAccounts
       - logging.metrics

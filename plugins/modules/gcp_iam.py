@@ -17,89 +17,8 @@ author:
   - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
   - mlops.mlflow_gcp.google_cloud
+  - mlops.mlflow_gcp.policies
 options:
-  policies:
-    description:
-      - Batch of policies. Mutually exclusive with O(resource).
-      - Several entries for one resource are written together.
-    type: list
-    elements: dict
-    suboptions:
-      resource:
-        description: What the policy belongs to.
-        type: dict
-        required: true
-        suboptions:
-          kind:
-            description: Kind of the resource.
-            type: str
-            required: true
-            choices: [project, storage.buckets, secretmanager.secrets, iam.serviceAccounts, cloudkms.cryptoKeys]
-          name:
-            description:
-              - Name of the resource, the account ID of a service account.
-              - A key goes by its full name,
-                C(projects/<project>/locations/<location>/keyRings/<ring>/cryptoKeys/<key>).
-              - Not used for the project.
-            type: str
-      bindings:
-        description: Roles and their members.
-        type: list
-        elements: dict
-        default: []
-        suboptions:
-          role:
-            description: Role, C(roles/storage.objectUser) or C(projects/<project>/roles/<role>).
-            type: str
-            required: true
-          members:
-            description:
-              - Members with their type, C(serviceAccount:<email>), C(user:<email>), C(group:<email>).
-              - C(serviceAgent:<service>) is the account through which a service of Google's acts in the project, one of
-                V(serviceAgent:compute.googleapis.com), V(serviceAgent:sqladmin.googleapis.com) and
-                V(serviceAgent:storage.googleapis.com). It is made where it is not there yet.
-            type: list
-            elements: str
-            required: true
-          condition:
-            description: Condition in Common Expression Language.
-            type: dict
-            suboptions:
-              title:
-                description: Short name of the condition.
-                type: str
-                required: true
-              expression:
-                description: The condition itself.
-                type: str
-                required: true
-              description:
-                description: What it is for.
-                type: str
-      mode:
-        description:
-          - With V(additive) members and kinds of access to log are added.
-          - With V(exclusive) the named roles have exactly these members, and no members under other conditions; of the
-            named services exactly these kinds of access are logged.
-          - With V(absent) they are taken away, and it does not matter when the resource is not there.
-        type: str
-        choices: [additive, exclusive, absent]
-        default: additive
-      audit_configs:
-        description: Audit logs per service, for the project only. Services that are not named are left alone.
-        type: list
-        elements: dict
-        suboptions:
-          service:
-            description: Host name of the service, or V(allServices).
-            type: str
-            required: true
-          log_types:
-            description: Kinds of access to log; with V(exclusive), an empty list removes what the service has.
-            type: list
-            elements: str
-            required: true
-            choices: [ADMIN_READ, DATA_READ, DATA_WRITE]
   resource:
     description: See O(policies[].resource).
     type: dict
@@ -225,41 +144,9 @@ policies:
       elements: dict
 """
 
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import RESOURCES, ensure_policies
-
-CONDITION = {
-    "title": {"type": "str", "required": True},
-    "expression": {"type": "str", "required": True},
-    "description": {"type": "str"},
-}
-BINDING = {
-    "role": {"type": "str", "required": True},
-    "members": {"type": "list", "elements": "str", "required": True},
-    "condition": {"type": "dict", "options": CONDITION},
-}
-AUDIT_CONFIG = {
-    "service": {"type": "str", "required": True},
-    "log_types": {
-        "type": "list",
-        "elements": "str",
-        "required": True,
-        "choices": ["ADMIN_READ", "DATA_READ", "DATA_WRITE"],
-    },
-}
-RESOURCE = {
-    "kind": {"type": "str", "required": True, "choices": list(RESOURCES)},
-    "name": {"type": "str"},
-}
-POLICY: dict[str, dict[str, Any]] = {
-    "resource": {"type": "dict", "options": RESOURCE},
-    "bindings": {"type": "list", "elements": "dict", "default": [], "options": BINDING},
-    "mode": {"type": "str", "choices": ["additive", "exclusive", "absent"], "default": "additive"},
-    "audit_configs": {"type": "list", "elements": "dict", "options": AUDIT_CONFIG},
-}
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import POLICIES, POLICY, ensure_policies
 
 
 def main() -> None:
@@ -267,11 +154,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "project": {"type": "str", "required": True},
-            "policies": {
-                "type": "list",
-                "elements": "dict",
-                "options": {**POLICY, "resource": {**POLICY["resource"], "required": True}},
-            },
+            "policies": POLICIES,
             **POLICY,
         },
         mutually_exclusive=[("policies", "resource"), ("policies", "audit_configs")],

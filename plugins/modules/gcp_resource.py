@@ -17,10 +17,13 @@ description:
   - What is protected against deletion in the cloud is not deleted, whatever the body says.
   - Members of a batch that refer to each other by link, parent or service account are ordered; the others go side by
     side. When one fails, those that do not depend on it are finished, then the module fails with every message.
+  - Once all resources are there, O(policies) are brought to what is wanted. One task does both, as starting a module
+    takes longer than all that it reads.
 author:
   - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
   - mlops.mlflow_gcp.google_cloud
+  - mlops.mlflow_gcp.policies
 options:
   resources:
     description: Batch of resources. Mutually exclusive with O(kind).
@@ -36,12 +39,14 @@ options:
           - compute.addresses
           - compute.disks
           - compute.firewalls
+          - compute.forwardingRules
           - compute.globalAddresses
           - compute.instances
           - compute.networks
           - compute.resourcePolicies
           - compute.routers
           - compute.subnetworks
+          - dns.managedZones
           - dns.resourceRecordSets
           - iam.serviceAccounts
           - logging.metrics
@@ -79,7 +84,8 @@ options:
         description:
           - Wanted fields, spelled as in Google's REST reference.
           - Links may be partial, C(projects/<project>/global/networks/<name>).
-          - C(natIP) of a V(compute.instances) may be the link of an address.
+          - C(natIP) of a V(compute.instances) and C(IPAddress) of a V(compute.forwardingRules) may be the link of an
+            address.
         type: dict
         default: {}
       sensitive_body:
@@ -95,7 +101,7 @@ options:
       delete_contents:
         description:
           - Whether a V(storage.buckets) that is to be absent is deleted with every version of every object in it, a
-            V(bigquery.datasets) with its tables.
+            V(bigquery.datasets) with its tables, a V(dns.managedZones) with its record sets.
           - Without it, what is not empty fails.
         type: bool
         default: false
@@ -161,7 +167,7 @@ EXAMPLES = r"""
           sourceRanges: [203.0.113.0/24]
           allowed: [{IPProtocol: tcp, ports: ["443"]}]
 
-- name: A bucket that keeps old versions
+- name: A bucket that keeps old versions, and who may use its objects
   mlops.mlflow_gcp.gcp_resource:
     project: my-project
     kind: storage.buckets
@@ -172,6 +178,11 @@ EXAMPLES = r"""
       iamConfiguration:
         uniformBucketLevelAccess: {enabled: true}
         publicAccessPrevention: enforced
+    policies:
+      - resource: {kind: storage.buckets, name: my-project-mlflow-artifacts}
+        bindings:
+          - role: roles/storage.objectUser
+            members: ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
 
 - name: A database of a Cloud SQL instance
   mlops.mlflow_gcp.gcp_resource:
@@ -217,6 +228,11 @@ resources:
         - The resource as Google returns it now, or in check mode as it would be; V(null) when absent.
         - Secrets are masked.
       type: dict
+policies:
+  description: As M(mlops.mlflow_gcp.gcp_iam) returns them.
+  returned: success, when O(policies) are given
+  type: list
+  elements: dict
 """
 
 from typing import Any
@@ -225,6 +241,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import ensure_all
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import POLICIES, policies_step
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted
 
 MEMBER: dict[str, dict[str, Any]] = {
@@ -248,6 +265,7 @@ def main() -> None:
         argument_spec={
             "project": {"type": "str", "required": True},
             "resources": {"type": "list", "elements": "dict", "options": MEMBER},
+            "policies": POLICIES,
             "timeout_seconds": {"type": "int", "default": 1800},
             **single,
         },
@@ -261,7 +279,8 @@ def main() -> None:
     members = module.params["resources"]
     if members is None:
         members = [{option: module.params[option] for option in MEMBER}]
-    run(module, lambda cloud: ensure_all(cloud, [Wanted(**member) for member in members]))
+    steps = policies_step(module.params["policies"])
+    run(module, lambda cloud: ensure_all(cloud, [Wanted(**member) for member in members]), *steps)
 
 
 if __name__ == "__main__":

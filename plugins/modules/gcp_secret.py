@@ -8,15 +8,17 @@ module: gcp_secret
 short_description: Keep secrets in Google Secret Manager
 version_added: 0.1.0
 description:
-  - Creates secrets with automatic replication and gives each a first version, generated or given.
+  - Creates secrets and gives each a first version, generated or given.
   - A generated value is made once; later runs leave it alone and never read it.
   - A given value adds a version only when it differs from the latest one.
   - A secret without a version, left behind by an interrupted run, gets its first one.
   - No value is ever returned, shown in a diff or logged.
+  - Once all secrets are there, O(policies) are brought to what is wanted, in the same task.
 author:
   - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
   - mlops.mlflow_gcp.google_cloud
+  - mlops.mlflow_gcp.policies
 options:
   secrets:
     description: The secrets.
@@ -32,6 +34,12 @@ options:
         description: Labels; others that the secret has are left alone.
         type: dict
         default: {}
+      replication:
+        description:
+          - Where the values are kept, and with which key they are encrypted, spelled as in Google's REST reference.
+            Everywhere and with Google's own when left out.
+          - Google cannot change it later. Another one than the secret has fails.
+        type: dict
       generate:
         description: Make a random value when there is none. Mutually exclusive with O(secrets[].value).
         type: dict
@@ -57,6 +65,12 @@ EXAMPLES = r"""
       - name: mlflow-admin-password
         labels: {mlflow-deployment: mlflow}
         generate: {length: 24}
+    policies:
+      - resource: {kind: secretmanager.secrets, name: mlflow-admin-password}
+        mode: exclusive
+        bindings:
+          - role: roles/secretmanager.secretAccessor
+            members: ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
 """
 
 RETURN = r"""
@@ -82,15 +96,22 @@ secrets:
       type: list
       elements: dict
       sample: [{field: version, before: null, after: generated}]
+policies:
+  description: As M(mlops.mlflow_gcp.gcp_iam) returns them.
+  returned: success, when O(policies) are given
+  type: list
+  elements: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import POLICIES, policies_step
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import ALPHABET, ensure_secrets
 
 SECRET = {
     "name": {"type": "str", "required": True},
     "labels": {"type": "dict", "default": {}},
+    "replication": {"type": "dict"},
     "generate": {
         "type": "dict",
         "options": {"length": {"type": "int", "default": 32}, "alphabet": {"type": "str", "default": ALPHABET}},
@@ -114,10 +135,12 @@ def main() -> None:
                 "mutually_exclusive": [("generate", "value")],
                 "required_one_of": [("generate", "value")],
             },
+            "policies": POLICIES,
         },
         supports_check_mode=True,
     )
-    run(module, lambda cloud: ensure_secrets(cloud, module.params["secrets"]))
+    steps = policies_step(module.params["policies"])
+    run(module, lambda cloud: ensure_secrets(cloud, module.params["secrets"]), *steps)
 
 
 if __name__ == "__main__":

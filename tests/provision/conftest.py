@@ -129,7 +129,7 @@ class Replay:
 
 def outcome(result: Json) -> Json:
     """Return what a module says of its changes, field by field."""
-    members = next((result[key] for key in ("resources", "policies", "secrets", "users") if key in result), [])
+    members = [one for key in ("resources", "secrets", "users", "policies") for one in result.get(key, [])]
     return {
         "changed": result["changed"],
         "changes": result["changes"],
@@ -349,6 +349,26 @@ def provisioned(clean_world: World, empty: Json, play: Callable[..., Run]) -> tu
     """What the roles ask of the modules in one run, and the state that it leads to."""
     clean_world.put(empty)
     run = play()
+    assert run.code == 0, run.errors
+    return run.tasks, clean_world.tables()
+
+
+@pytest.fixture(scope="session")
+def provisioned_otherwise(
+    clean_world: World, empty: Json, play: Callable[..., Run], make_inventory: Callable[..., pathlib.Path]
+) -> tuple[list[Task], Json]:
+    """The same where an environment asks for what it can do without."""
+    clean_world.put(empty)
+    zone = {"name": "example-com", "dnsName": "example.com.", "description": "The operator's"}
+    clean_world.running.server.cloud.state.services[PROJECT].append("dns.googleapis.com")
+    clean_world.running.call("POST", f"https://dns.googleapis.com/dns/v1/projects/{PROJECT}/managedZones", zone)
+    asked_for = {
+        "platform_domain": "mlflow.example.com",
+        "platform_dns_zone": "example-com",
+        "platform_log_destination": "dataset",
+        "platform_sql_private_service_connect_enabled": True,
+    }
+    run = play(inventory=make_inventory(**asked_for))
     assert run.code == 0, run.errors
     return run.tasks, clean_world.tables()
 

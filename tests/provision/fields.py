@@ -30,6 +30,8 @@ EXAMPLES: dict[str, list[Any]] = {
     "sourceRanges": ["203.0.113.0/24"],
     "ports": ["8443"],
     "natIP": ["198.51.100.7"],
+    "IPAddress": ["10.10.0.99"],
+    "networkUrl": [f"https://www.googleapis.com/compute/v1/projects/{PROJECT}/global/networks/spare"],
     "reservedPeeringRanges": ["spare"],
 }
 # Fields that Google changes only together with their neighbours.
@@ -37,6 +39,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "natIpAllocateOption": {"natIpAllocateOption": "MANUAL_ONLY", "natIps": ["regions/europe-west1/addresses/spare"]},
     "natIps": {"natIpAllocateOption": "MANUAL_ONLY", "natIps": ["regions/europe-west1/addresses/spare"]},
     "edition": {"edition": "ENTERPRISE_PLUS", "tier": "db-perf-optimized-N-2"},
+    # Beside a link, which is resolved in what the roles state alone.
+    "rrdatas": {"rrdatas": ["198.51.100.7"]},
     "useSsl": {"useSsl": False, "validateSsl": False},
     "enabled": {"enabled": False, "pointInTimeRecoveryEnabled": False},
 }
@@ -65,6 +69,7 @@ SPARES: list[dict[str, Any]] = [
         },
     },
     {"kind": "compute.addresses", "name": "spare", "location": "europe-west1"},
+    {"kind": "compute.networks", "name": "spare", "body": {"autoCreateSubnetworks": False}},
 ]
 
 

@@ -18,6 +18,7 @@ BUCKET = f"https://storage.googleapis.com/storage/v1/b/{PROJECT}-mlflow-artifact
 DATABASE = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/mlflow"
 DISK = f"{COMPUTE}/zones/europe-west1-b/disks/mlflow-1"
 SCHEDULE = f"{COMPUTE}/regions/europe-west1/resourcePolicies/mlflow-1-daily"
+SECRETS = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets"
 KMS = "https://cloudkms.googleapis.com/v1"
 RING = f"projects/{PROJECT}/locations/europe-west1/keyRings"
 KEY = f"{RING}/mlflow/cryptoKeys/mlflow"
@@ -114,12 +115,13 @@ def test_a_key_goes_to_the_bucket_at_once_and_never_to_what_is_there_without_it(
     assert running.call("GET", BUCKET)["encryption"]["defaultKmsKeyName"] == KEY
 
     before = tables(running)
-    for role, field in (
-        ("gcp_sql", "diskEncryptionConfiguration.kmsKeyName"),
-        ("gcp_instance", "diskEncryptionKey.kmsKeyName"),
+    for role, present in (
+        ("gcp_secret", "replication.userManaged.replicas is []"),
+        ("gcp_sql", "diskEncryptionConfiguration.kmsKeyName is null"),
+        ("gcp_instance", "diskEncryptionKey.kmsKeyName is null"),
     ):
         refused, _ = provision(role, platform_kms_key=KEY, code=2)
-        assert f"{field} is null, wanted" in refused
+        assert f"{present}, wanted" in refused
         assert "Google cannot change this in place and nothing was changed" in refused
     assert tables(running) == before
 
@@ -148,6 +150,11 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
     assert changed == 0, again
     instance = running.call("GET", DATABASE.replace("/mlflow", "/sealed"))
     assert instance["diskEncryptionConfiguration"]["kmsKeyName"] == KEY
+    secret = running.call("GET", f"{SECRETS}/sealed-admin-password")
+    replicas = [{"location": "europe-west1", "customerManagedEncryption": {"kmsKeyName": KEY}}]
+    assert secret["replication"] == {"userManaged": {"replicas": replicas}}
+    logs = running.call("GET", BUCKET.replace("mlflow-artifacts", "sealed-logs"))
+    assert logs["encryption"]["defaultKmsKeyName"] == KEY
     disk = running.call("GET", DISK.replace("mlflow-1", "sealed-1"))
     assert disk["diskEncryptionKey"]["kmsKeyName"].startswith(f"{KEY}/")
     machine = running.call("GET", DISK.replace("disks/mlflow-1", "instances/sealed-1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import PolicyOf, Wish, desired_policy
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Resource, Wanted, resource_of
@@ -22,17 +23,24 @@ from tests.provision.fields import (
 )
 from tests.unit.emulator.conftest import PROJECT
 
-# Kinds that no role states unless an environment asks for them, or that another module states.
-ASKED_FOR = {
-    "bigquery.datasets": "where an environment keeps its logs in a dataset",
-    "dns.resourceRecordSets": "where an environment names its zone",
-    "secretmanager.secrets": "gcp_secret makes it together with its versions",
-}
+# Kinds that no role states unless an environment asks for them.
+ASKED_FOR = {"bigquery.datasets", "compute.forwardingRules", "dns.managedZones", "dns.resourceRecordSets"}
+# gcp_secret makes it together with its versions.
+OF_ANOTHER_MODULE = {"secretmanager.secrets"}
 
 
-def test_the_roles_state_resources_of_every_kind(world: World, tasks: list[Task]) -> None:
+@pytest.fixture
+def asked_for(world: World, provisioned_otherwise: tuple[list[Task], Json]) -> list[Resource]:
+    """What else the roles state where an environment asks for it, in a cloud that has it."""
+    tasks, tables = provisioned_otherwise
+    world.put(tables)
+    return [one for one in stated_resources(world, tasks) if one.wanted.kind in ASKED_FOR]
+
+
+def test_the_roles_state_resources_of_every_kind(world: World, tasks: list[Task], asked_for: list[Resource]) -> None:
     used = {resource.wanted.kind for resource in stated_resources(world, tasks)}
-    assert used | set(ASKED_FOR) == set(KINDS)
+    assert {resource.wanted.kind for resource in asked_for} == ASKED_FOR
+    assert used | ASKED_FOR | OF_ANOTHER_MODULE == set(KINDS)
 
 
 def test_every_task_tells_what_it_makes_and_makes_it_once(world: World, empty: Json, tasks: list[Task]) -> None:
@@ -64,9 +72,19 @@ def known_after(result: Any, foretold: Any) -> Any:
 
 def test_every_field_changed_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
     world.done("gcp_resource", {"project": PROJECT, "resources": SPARES})
+    assert not (problems := walking_problems(world, stated_resources(world, tasks))), "\n".join(problems)
+
+
+def test_every_field_of_what_is_asked_for_is_foretold_and_mended(world: World, asked_for: list[Resource]) -> None:
+    world.done("gcp_resource", {"project": PROJECT, "resources": SPARES})
+    assert not (problems := walking_problems(world, asked_for)), "\n".join(problems)
+
+
+def walking_problems(world: World, resources: list[Resource]) -> list[str]:
+    """Change every field of the resources by hand and bring it back; return what was not as it should be."""
     base = world.tables()
     problems: list[str] = []
-    for resource in stated_resources(world, tasks):
+    for resource in resources:
         for field in stated(resource):
             if not can_drift(resource, field):
                 continue
@@ -82,7 +100,7 @@ def test_every_field_changed_by_hand_is_foretold_and_mended(world: World, tasks:
                 world.put(base)
             if not done:
                 problems.append(f"{resource.title}: {field.name}: no other value was taken, give one in fields.py")
-    assert not problems, "\n".join(problems)
+    return problems
 
 
 def mending_problems(world: World, base: Json, resource: Resource, field: Field) -> list[str]:
@@ -103,8 +121,17 @@ def mending_problems(world: World, base: Json, resource: Resource, field: Field)
 
 
 def test_every_field_that_google_cannot_change_is_refused_by_name(world: World, tasks: list[Task]) -> None:
+    assert "compute.subnetworks.ipCidrRange" in refused_fields(world, stated_resources(world, tasks))
+
+
+def test_every_such_field_of_what_is_asked_for_is_refused_by_name(world: World, asked_for: list[Resource]) -> None:
+    assert {"compute.forwardingRules.target", "dns.managedZones.dnsName"} <= refused_fields(world, asked_for)
+
+
+def refused_fields(world: World, resources: list[Resource]) -> set[str]:
+    """Return the fields of the resources that cannot change; each has been refused by its name."""
     refused = set()
-    for resource in stated_resources(world, tasks):
+    for resource in resources:
         for field in stated(resource):
             if not resource._is_immutable(field.path):
                 continue
@@ -125,7 +152,7 @@ def test_every_field_that_google_cannot_change_is_refused_by_name(world: World, 
                     assert f"{field.name.partition('[')[0]}" in result["msg"], result["msg"]
                 refused.add(f"{resource.wanted.kind}.{field.path}")
                 break
-    assert "compute.subnetworks.ipCidrRange" in refused
+    return refused
 
 
 def test_what_the_roles_made_goes_and_nothing_else(world: World, empty: Json, tasks: list[Task]) -> None:
@@ -164,8 +191,8 @@ STRANGER = "user:stranger@example.com"
 
 def test_every_grant_taken_away_or_added_by_hand_is_foretold_and_mended(world: World, tasks: list[Task]) -> None:
     base, seen = world.tables(), world.visible()
-    for task in of(tasks, "gcp_iam"):
-        for entry in task.arguments.get("policies") or [task.arguments]:
+    for task in [task for task in tasks if task.arguments.get("policies")]:
+        for entry in task.arguments["policies"]:
             name = entry["resource"].get("name") or PROJECT
             policy_of = PolicyOf(world.session(), Wish(entry["resource"]["kind"], name))
             for binding in entry["bindings"]:
@@ -181,7 +208,7 @@ def test_every_grant_taken_away_or_added_by_hand_is_foretold_and_mended(world: W
                     world.put(base)
                     rewrite(policy_of, "present", binding["role"], STRANGER)
                     result = world.foretold(task.module, task.arguments)
-                    is_exclusive = entry.get("mode", task.arguments.get("mode")) == "exclusive"
+                    is_exclusive = entry["mode"] == "exclusive"
                     assert result["changed"] == is_exclusive
                     assert (world.visible() == seen) == is_exclusive
 

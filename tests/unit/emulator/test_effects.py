@@ -1,5 +1,7 @@
 import io
 import tarfile
+import threading
+from unittest import mock
 
 import pytest
 from docker.errors import APIError, ImageNotFound
@@ -97,6 +99,34 @@ class FakeContainer:
 
     def logs(self, tail):
         return b"Failed to mount cgroup"
+
+
+class PlacedEffects(effects.DockerEffects):
+    """Keeps by what names the containers would be found in the Docker network."""
+
+    def __init__(self):
+        self._placing = threading.Lock()
+        self._docker = mock.MagicMock()
+        self.aliases = []
+
+    def _find(self, name):
+        del name
+
+    def _create(self, name, image, address, aliases=(), **options):
+        del name, image, address, options
+        self.aliases.append(list(aliases))
+        return mock.MagicMock()
+
+    def _wait_for_database(self, container, name):
+        del container, name
+
+
+def test_an_instance_is_found_by_its_dns_name_where_it_has_one(monkeypatch):
+    monkeypatch.setattr(effects, "_read", lambda *_: None)
+    placed, instance = PlacedEffects(), {"name": "i", "databaseVersion": "POSTGRES_17"}
+    placed.create_sql_instance("p", instance, "", "", "")
+    placed.create_sql_instance("p", {**instance, "dnsName": "a.b.europe-west1.sql.goog."}, "", "", "")
+    assert placed.aliases == [[], ["a.b.europe-west1.sql.goog"]]
 
 
 def test_waiting_outlives_a_restart(monkeypatch):

@@ -17,6 +17,7 @@ ELSEWHERE = f"projects/{PROJECT}/locations/europe-west1/keyRings/mlflow/cryptoKe
 ROLE = "roles/cloudkms.cryptoKeyEncrypterDecrypter"
 USAGE = "https://serviceusage.googleapis.com"
 AGENT = "service-100000000001@{}.iam.gserviceaccount.com"
+SECRETS = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets"
 BUCKETS, DISKS = f"{ROOT}/storage/v1/b?project={PROJECT}", f"{ZONE}/disks"
 
 
@@ -59,14 +60,20 @@ def database(key: str) -> dict[str, Any]:
     return wanted() | {"diskEncryptionConfiguration": {"kmsKeyName": key}}
 
 
+def secret(key: str) -> dict[str, Any]:
+    replica = {"location": "us-central1", "customerManagedEncryption": {"kmsKeyName": key}}
+    return {"replication": {"userManaged": {"replicas": [replica]}}}
+
+
 USERS = pytest.mark.parametrize(
     ("service", "url", "body", "denied"),
     [
         ("storage", BUCKETS, bucket, "Permission denied on Cloud KMS key"),
         ("compute", DISKS, disk, f"Cloud KMS error when using key {KEY}: Permission"),
         ("sqladmin", f"{SQL}/instances", database, f"denied on resource '{KEY}'"),
+        ("secretmanager", f"{SECRETS}?secretId=s", secret, f"Permission denied on {KEY}"),
     ],
-    ids=["storage", "compute", "sqladmin"],
+    ids=["storage", "compute", "sqladmin", "secretmanager"],
 )
 
 
@@ -117,6 +124,16 @@ def test_a_buckets_key_can_change_and_a_databases_cannot(cloud: Any, key: str, p
     cloud.done(cloud.call("POST", f"{SQL}/instances", wanted()))
     error = cloud.refused("PATCH", INSTANCE, {"diskEncryptionConfiguration": {"kmsKeyName": key}})
     assert "diskEncryptionConfiguration cannot be changed" in error["message"]
+
+
+def test_a_secret_that_is_everywhere_takes_a_key_of_everywhere(cloud: Any, key: str) -> None:
+    allow(cloud, key, "secretmanager")
+    automatic = {"replication": {"automatic": {"customerManagedEncryption": {"kmsKeyName": key}}}}
+    assert "location global" in cloud.refused("POST", f"{SECRETS}?secretId=s", automatic)["message"]
+    assert cloud.refused("POST", f"{SECRETS}?secretId=s", {"replication": {"userManaged": {}}})["code"] == 400
+    cloud.call("POST", f"{SECRETS}?secretId=s", secret(key))
+    version = cloud.call("POST", f"{SECRETS}/s:addVersion", {"payload": {"data": "eA=="}})
+    assert version["replicationStatus"] == {"userManaged": {"replicas": [{"location": "us-central1"}]}}
 
 
 def test_keys_are_strict(cloud: Any, key: str) -> None:

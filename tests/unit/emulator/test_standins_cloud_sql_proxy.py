@@ -159,6 +159,20 @@ async def exchange(path, message=IAM_STARTUP):
 FLAGS = ("--auto-iam-authn", "--health-check", f"--http-port={free_port()}")
 
 
+def test_private_service_connect_goes_by_the_name_alone(google, short_path, monkeypatch):
+    google.dns_name = "localhost"
+    google.settings |= {"ipAddresses": [], "dnsName": "localhost", "pscEnabled": True}
+
+    async def scenario():
+        async with running(google, short_path, monkeypatch, *FLAGS, "--private-ip=false", "--psc") as (_, _, path):
+            assert await exchange(path) == IAM_STARTUP
+
+    asyncio.run(scenario())
+    without = cloud_sql_proxy.Instance(NAME, {**cloud_sql_proxy._FLAGS, "psc": True}, None)
+    with pytest.raises(cloud_sql_proxy.ProxyError, match='does not have IP of type "PSC"'):
+        without._address({**google.settings, "pscEnabled": False}, ["localhost"])
+
+
 def test_iam_login_through_socket_certificate_and_front(google, short_path, monkeypatch, capsys):
     async def scenario():
         async with running(google, short_path, monkeypatch, *FLAGS) as (_, _, path):

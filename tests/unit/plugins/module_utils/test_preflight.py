@@ -29,6 +29,7 @@ GOOD: dict[str, Any] = {
     "platform_kms_key": KEY,
     "platform_vm_image_family": "debian-12",
     "platform_sql_login": "iam",
+    "platform_sql_private_service_connect_enabled": False,
     "platform_deletion_protection_enabled": True,
     "platform_stop_enabled": "true",
     "platform_disk_size_gib": 50,

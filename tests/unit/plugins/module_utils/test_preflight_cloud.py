@@ -33,6 +33,7 @@ VARIABLES: dict[str, Any] = {
     "platform_sql_user": "mlflow",
     "platform_sql_database_version": "POSTGRES_17",
     "platform_sql_login": "iam",
+    "platform_sql_private_service_connect_enabled": False,
     "platform_service_account_email": "mlflow-server@demo-project.iam.gserviceaccount.com",
     "platform_https_source_ranges": ["0.0.0.0/0"],
     "platform_http_source_ranges": [],
@@ -390,6 +391,35 @@ def test_an_instance_in_another_network_or_without_iam_is_refused() -> None:
     assert "platform_existing_network: other" in problems[0].fix
     assert "IAM authentication" in problems[1].fix
     assert len(check(answers, {**EXISTING, "platform_sql_login": "password"})[0]) == 1
+
+
+SWITCH, EXISTING_SQL = "platform_sql_private_service_connect_enabled", "platform_existing_sql_instance"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "configuration", "variable", "said"),
+    [
+        (True, {"pscConfig": {"pscEnabled": True, "allowedConsumerProjects": ["demo-project"]}}, "", ""),
+        (True, {"pscConfig": {"pscEnabled": True, "allowedConsumerProjects": ["other"]}}, EXISTING_SQL, "not let this"),
+        (True, {"privateNetwork": "projects/demo-project/global/networks/shared"}, SWITCH, "has no Private Service"),
+        (False, {"pscConfig": {"pscEnabled": True}}, EXISTING_SQL, "by Private Service Connect alone"),
+    ],
+)
+def test_an_instance_is_reached_as_it_can_be(wanted: bool, configuration: Any, variable: str, said: str) -> None:
+    instance = GOOD_EXISTING["instances/shared-db"][1]
+    settings = {**instance["settings"], "ipConfiguration": configuration}
+    answers = {**GOOD_EXISTING, "instances/shared-db": (200, {**instance, "settings": settings})}
+    problems, _ = check(answers, {**EXISTING, SWITCH: wanted})
+    assert [one.variable for one in problems] == ([variable] if variable else [])
+    assert all(said in one.problem for one in problems)
+
+
+def test_a_network_without_private_services_access_will_do_for_private_service_connect() -> None:
+    network = {**GOOD_EXISTING["networks/shared"][1], "peerings": []}
+    answers = {**GOOD_EXISTING, "networks/shared": (200, network)}
+    variables = {**EXISTING, "platform_existing_sql_instance": "", "platform_sql_instance": "mlflow"}
+    assert "private services access" in check(answers, variables)[0][0].problem
+    assert check(answers, {**variables, SWITCH: True})[0] == []
 
 
 @pytest.mark.parametrize("place", ["databases/mlflow", "databases/mlflow_auth", "users/mlflow"])

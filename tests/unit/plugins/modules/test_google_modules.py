@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.mlops.mlflow_gcp.plugins.doc_fragments.google_cloud import ModuleDocFragment
+from ansible_collections.mlops.mlflow_gcp.plugins.doc_fragments import google_cloud, policies
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import module as module_util
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, READABLE
 
@@ -56,9 +56,20 @@ def test_the_documentation_and_the_arguments_agree(monkeypatch, name):
     monkeypatch.setattr(basic.AnsibleModule, "__init__", catch)
     with pytest.raises(EndedError):
         imported(name).main()
-    documented = yaml.safe_load(imported(name).DOCUMENTATION)["options"]
-    documented |= yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
-    assert described(documented, "suboptions") == described(caught, "options")
+    assert described(documented(name), "suboptions") == described(caught, "options")
+
+
+def documented(name: str) -> dict:
+    """The options of a module's documentation, those of its fragments among them."""
+    documentation = yaml.safe_load(imported(name).DOCUMENTATION)
+    options: dict = documentation["options"]
+    for fragment in (google_cloud, policies):
+        if (
+            f"mlops.mlflow_gcp.{fragment.__name__.rpartition('.')[2]}"
+            in documentation["extends_documentation_fragment"]
+        ):
+            options |= yaml.safe_load(fragment.ModuleDocFragment.DOCUMENTATION)["options"]
+    return options
 
 
 def described(options: dict, nested: str) -> dict:
@@ -78,7 +89,7 @@ def described(options: dict, nested: str) -> dict:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_use_documented_options(name):
-    options = yaml.safe_load(imported(name).DOCUMENTATION)["options"].keys() | {"project"}
+    options = documented(name).keys()
     tasks = [task for task in yaml.safe_load(imported(name).EXAMPLES) if f"mlops.mlflow_gcp.{name}" in task]
     assert tasks
     for task in tasks:
@@ -180,6 +191,32 @@ def test_a_policy_is_written(run, google):
     result = run("gcp_iam", resource={"kind": "project"}, bindings=[{"role": "roles/a", "members": ["user:x@y.z"]}])
     assert result["changed"] is True
     assert google.written()[0].body["policy"]["bindings"] == [{"role": "roles/a", "members": ["user:x@y.z"]}]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_policies_follow_what_they_belong_to_in_one_result(run, google, check):
+    google.special["/iam$"] = lambda _: {"etag": "0"}
+    grant = {"role": "roles/a", "members": ["user:x@y.z"]}
+    policy = {"resource": {"kind": "storage.buckets", "name": "b"}, "bindings": [grant]}
+    result = run("gcp_resource", kind="storage.buckets", name="b", policies=[policy], _ansible_check_mode=check)
+    assert result["changes"] == [
+        "create storage.buckets b",
+        "update IAM policy of storage.buckets b: roles/a +user:x@y.z",
+    ]
+    assert [one["after_header"] for one in result["diff"]] == ["storage.buckets b", "IAM policy of storage.buckets b"]
+    assert [call.verb for call in google.written()] == ([] if check else ["POST", "PUT"])
+
+
+def test_no_policy_is_touched_after_a_resource_that_failed(run, google, fault):
+    google.faults.append(fault("POST", "/b$", 403, "forbidden", "No."))
+    policy = {"resource": {"kind": "project"}, "bindings": [{"role": "roles/a", "members": ["user:x@y.z"]}]}
+    members = [{"kind": "storage.buckets", "name": "b"}, {"kind": "compute.addresses", "name": "a", "location": "r"}]
+    result = run("gcp_resource", resources=members, policies=[policy])
+    assert result["failed"]
+    assert "Creating storage.buckets b: No." in result["msg"]
+    assert result["changes"] == ["create compute.addresses a"]
+    assert "policies" not in result
+    assert not any("IamPolicy" in call.path for call in google.calls)
 
 
 def test_an_action_is_done(run, google):
