@@ -102,12 +102,15 @@ class Report:
         return [row for row in self.rows if SEVERITY.index(row.health) >= SEVERITY.index(UNKNOWN)]
 
     @property
+    def next(self) -> Row | None:
+        """The row whose command is to be run next; None when there is nothing to do."""
+        notices = [row for row in self.rows if row.health == NOTICE]
+        return next((row for row in [*self.problems, *notices] if row.command), None)
+
+    @property
     def action(self) -> str:
         """The next command, with what it is for."""
-        for row in [*self.problems, *(row for row in self.rows if row.health == NOTICE)]:
-            if row.command:
-                return f"{row.name}: {row.command}"
-        return "nothing to do"
+        return f"{self.next.name}: {self.next.command}" if self.next else "nothing to do"
 
     @property
     def reasons(self) -> list[str]:
@@ -209,7 +212,7 @@ def database_row(cloud: Facts, deployment: Deployment) -> Row:
     if found.get("state") != "RUNNABLE":
         text = f"it is {found.get('state', 'UNKNOWN')}; {shape}"
         return Row("Components", title, DOWN, text, version, since, operations(deployment))
-    return Row("Components", title, OK, f"runnable; {shape}; made", version, since)
+    return Row("Components", title, OK, f"runnable; {shape}", version, since)
 
 
 def operations(deployment: Deployment) -> str:
@@ -341,7 +344,7 @@ def bucket_row(cloud: Facts, deployment: Deployment) -> Row:
     if not found:
         return Row("Components", title, DOWN, "there is no such bucket: artifacts cannot be kept", command=mend)
     versions = "on" if found.get("versioning", {}).get("enabled") else "off"
-    text = f"{found.get('location', '')}, versions {versions}; made"
+    text = f"{found.get('location', '')}, versions {versions}"
     return Row("Components", title, OK, text, str(found.get("storageClass", "")), str(found.get("timeCreated", "")))
 
 
@@ -678,6 +681,13 @@ td.health { width: 7rem; white-space: nowrap; font-weight: 600; color: var(--ton
 td.what { overflow-wrap: anywhere; }
 td.since { width: 12rem; color: var(--soft); white-space: nowrap; }
 td.price { text-align: right; width: 8rem; white-space: nowrap; }
+tr.command > * { border-top: 0; padding-top: 0; }
+@media (max-width: 45rem) {
+  table, tbody, tr, tr > *, td.health, td.since, td.price { display: block; width: auto; padding: 0; border: 0;
+    text-align: left; }
+  tr { border-top: 1px solid var(--line); padding: .35rem 0; }
+  tr.command { border: 0; }
+}
 """
 TONES = {"healthy": OK, "degraded": DEGRADED, "down": DOWN}
 
@@ -688,7 +698,7 @@ def render_html(report: Report) -> str:
     body = [
         f'<header style="--tone: var(--{TONES[report.verdict]})">',
         f"<h1>{SIGNS[TONES[report.verdict]]} {report.verdict}</h1>",
-        f"<p><strong>Next:</strong> <code>{escape(report.action)}</code></p>",
+        f"<p><strong>Next:</strong> {html_action(report)}</p>",
         f'<p class="soft">{escape(deployment.name)} at https://{escape(deployment.domain)}, project '
         f"{escape(deployment.project)}, {report.made:%Y-%m-%d %H:%M} UTC</p>",
         "</header>",
@@ -714,16 +724,22 @@ def render_html(report: Report) -> str:
     )
 
 
+def html_action(report: Report) -> str:
+    """Return what is to be done next, the command so that it can be copied."""
+    row = report.next
+    return f"{escape(row.name)}: <code>{escape(row.command)}</code>" if row else escape(report.action)
+
+
 def html_row(row: Row, now: datetime.datetime) -> str:
-    """Return a row of the page."""
+    """Return a row of the page, and one more for its command."""
     version = f"<strong>{escape(row.version)}</strong> · " if row.version else ""
-    command = f"<br><code>{escape(row.command)}</code>" if row.command else ""
+    command = f'<tr class="command"><th></th><td></td><td colspan="2"><code>{escape(row.command)}</code></td></tr>'
     return (
         f'<tr style="--tone: var(--{row.health})"><th>{escape(row.name)}</th>'
         f'<td class="health">{SIGNS[row.health]} {row.health}</td>'
-        f'<td class="what">{version}{escape(row.text)}{command}</td>'
+        f'<td class="what">{version}{escape(row.text)}</td>'
         f'<td class="since">{escape(since(row, now))}</td></tr>'
-    )
+    ) + (command if row.command else "")
 
 
 def html_cost(cost: Cost) -> str:
