@@ -437,7 +437,7 @@ def drift_row(drift: Facts, deployment: Deployment) -> Row:
     changes = drift["changes"]
     if not changes:
         return Row("Change", "Drift", OK, "the cloud is what the inventory says")
-    return Row("Change", "Drift", NOTICE, f"{len(changes)} changes: {'; '.join(changes)}", command=look)
+    return Row("Change", "Drift", NOTICE, f"{len(changes)} to make: {'; '.join(changes)}", command=look)
 
 
 def update_rows(

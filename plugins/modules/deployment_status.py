@@ -19,7 +19,7 @@ options:
     description: Names of the deployment's parts.
     type: dict
     required: true
-    options:
+    suboptions:
       name:
         description: Name of the deployment.
         type: str
@@ -72,7 +72,7 @@ options:
     description: From where on something is degraded.
     type: dict
     required: true
-    options:
+    suboptions:
       certificate_days_minimum:
         description: Days that the certificate has left, at least.
         type: int

@@ -241,7 +241,7 @@ def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, hea
         ({"locked": ["3.17.2", "3.17.10"]}, "MLflow release", "notice", "there is a lock for 3.17.10"),
         ({"locked": []}, "MLflow release", "info", "newest lock: none"),
         ({f"{SERVER}generations": {"live": "", "previous": ""}}, "MLflow release", "info", "live: not known"),
-        ({"drift": {"changes": ["create a", "update b"]}}, "Drift", "notice", "2 changes: create a; update b"),
+        ({"drift": {"changes": ["create a", "update b"]}}, "Drift", "notice", "2 to make: create a; update b"),
         ({"drift": {"error": "no credentials"}}, "Drift", "notice", "could not be compared: no credentials"),
         (
             {"cloud__sqladmin.backupRuns": [], f"{SQL}createTime": hours_ago(47)},

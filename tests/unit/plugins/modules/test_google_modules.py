@@ -14,7 +14,16 @@ from ansible_collections.mlops.mlflow_gcp.plugins.doc_fragments import google_cl
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import module as module_util
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, READABLE
 
-NAMES = ["gcp_action", "gcp_resource", "gcp_resource_info", "gcp_iam", "gcp_secret", "gcp_sql_user", "gcp_vm"]
+NAMES = [
+    "gcp_action",
+    "gcp_resource",
+    "gcp_resource_info",
+    "gcp_iam",
+    "gcp_secret",
+    "gcp_sql_user",
+    "gcp_vm",
+    "deployment_status",
+]
 PLUGINS = "ansible_collections.mlops.mlflow_gcp.plugins.modules"
 
 
