@@ -39,12 +39,11 @@ statements = {
                    "SELECT current_setting('max_connections')"],
     "mysql": ["SELECT coalesce(sum(data_length + index_length), 0) FROM information_schema.tables"
               " WHERE table_schema = database()",
-              "SELECT variable_value FROM performance_schema.global_status WHERE variable_name = 'Threads_connected'",
-              "SELECT @@max_connections"],
+              "SHOW GLOBAL STATUS LIKE 'Threads_connected'", "SELECT @@max_connections"],
 }[url.get_backend_name()]
 try:
     with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
-        values = [int(connection.exec_driver_sql(statement).scalar_one()) for statement in statements]
+        values = [int(connection.exec_driver_sql(statement).one()[-1]) for statement in statements]
 except sqlalchemy.exc.DBAPIError as error:
     sys.exit(str(error.orig))
 print(json.dumps(dict(zip(["size_bytes", "connections", "max_connections"], values))))
