@@ -164,10 +164,10 @@ def generation(link: pathlib.Path) -> str:
 
 
 def disk() -> dict[str, int]:
-    """Return `total_bytes` and `used_bytes` of the root file system; what is kept for root counts as used."""
+    """Return `total_bytes` and `used_bytes` of the root file system as df counts: without what is kept for root."""
     seen = os.statvfs("/")
-    total = seen.f_blocks * seen.f_frsize
-    return {"total_bytes": total, "used_bytes": total - seen.f_bavail * seen.f_frsize}
+    used = (seen.f_blocks - seen.f_bfree) * seen.f_frsize
+    return {"total_bytes": used + seen.f_bavail * seen.f_frsize, "used_bytes": used}
 
 
 def memory(meminfo: str) -> dict[str, int]:

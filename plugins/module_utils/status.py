@@ -434,6 +434,8 @@ def drift_row(drift: Facts, deployment: Deployment) -> Row:
     look = deployment.play("provision", "--check --diff")
     if "error" in drift:
         return Row("Change", "Drift", NOTICE, f"it could not be compared: {shortened(drift['error'])}", command=look)
+    if "changes" not in drift:
+        return Row("Change", "Drift", INFO, "not compared; the command below tells", command=look)
     changes = drift["changes"]
     if not changes:
         return Row("Change", "Drift", OK, "the cloud is what the inventory says")
@@ -507,10 +509,10 @@ def asked(results: Iterable[Facts]) -> list[dict[str, Any]]:
 def drift(result: Facts) -> dict[str, Any]:
     """Return `changes` (a line each) from a finished `ansible-playbook provision.yml --check -v` with results in JSON.
 
-    `error` when it did not run or failed: then nobody knows.
+    `error` when it failed: then nobody knows. Empty when it was not asked for.
     """
     if "rc" not in result:
-        return {"error": str(result.get("msg") or "it was not asked for")}
+        return {"error": str(result["msg"])} if "msg" in result else {}
     output = str(result["stdout"])
     if result["rc"]:
         failed = re.search(r'^(?:fatal|failed): .*?"msg": ("(?:[^"\\]|\\.)*")', output, re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import types
 
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import server
@@ -62,6 +63,12 @@ def test_updates_are_counted_and_those_for_security_named():
 def test_memory_that_can_be_given_back_is_not_used():
     text = "MemTotal:       8000 kB\nMemFree:         100 kB\nMemAvailable:   6000 kB\nHugePages_Total:       0\n"
     assert server.memory(text) == {"total_bytes": 8000 * 1024, "used_bytes": 2000 * 1024}
+
+
+def test_a_disk_is_as_full_as_df_says(monkeypatch):
+    seen = types.SimpleNamespace(f_blocks=100, f_bfree=70, f_bavail=60, f_frsize=4096)
+    monkeypatch.setattr(server.os, "statvfs", lambda _path: seen)
+    assert server.disk() == {"total_bytes": 90 * 4096, "used_bytes": 30 * 4096}
 
 
 def test_the_proxys_version_is_a_number():

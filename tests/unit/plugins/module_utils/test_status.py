@@ -405,12 +405,19 @@ def test_drift_is_read_by_resource():
         ),
         ({"rc": 4, "stdout": "", "stderr": "ERROR! no such file\n"}, "ERROR! no such file"),
         ({"rc": 1, "stdout": "", "stderr": ""}, "exit code 1"),
-        ({"skipped": True}, "it was not asked for"),
-        ({}, "it was not asked for"),
+        ({"failed": True, "msg": "no such directory"}, "no such directory"),
     ],
 )
 def test_drift_that_nobody_knows_says_why(result, error):
     assert status.drift(result) == {"error": error}
+
+
+@pytest.mark.parametrize("result", [{}, {"skipped": True, "skip_reason": "Conditional result was False"}])
+def test_drift_that_was_not_asked_for_is_no_advice(result):
+    report = judged(drift=status.drift(result))
+    assert row(report, "Drift").health == "info"
+    assert "--check --diff" in row(report, "Drift").command
+    assert report.action == "nothing to do"
 
 
 # What is shown
