@@ -2,19 +2,20 @@
 
 Every method is idempotent: repeated after a crash it finishes the work. All raise `EffectError`. The methods block, for
 minutes at most; call them from a worker thread.
-Not emulated: firewall rules, machine types and disk sizes, startup scripts, backups.
+Not emulated: firewall rules, machine types and disk sizes, startup scripts.
 """
 
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, Protocol
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
@@ -78,7 +79,7 @@ class EffectError(Exception):
 class Effects(Protocol):
     """What the engine asks for; resources are in the shape of their REST API.
 
-    `holds_data`: whether databases are real, so that a backup would have something to copy.
+    `holds_data`: whether databases are real, so that a clone would have something to copy.
     """
 
     holds_data: bool
@@ -131,6 +132,21 @@ class Effects(Protocol):
     def delete_sql_user(self, instance: str, name: str) -> None:
         """Remove a user; fails while it owns anything."""
 
+    def export_sql_database(self, instance: str, name: str, file: pathlib.Path) -> None:
+        """Write a database's dump, as SQL, to a file."""
+
+    def import_sql_database(self, instance: str, name: str, file: pathlib.Path) -> None:
+        """Run a dump in a database; stops at the first statement that fails, and what went before it stays."""
+
+    def back_up_sql_instance(self, instance: str, backup: str) -> None:
+        """Keep a copy of all that an instance holds, users included."""
+
+    def restore_sql_instance(self, instance: str, source: str, backup: str) -> None:
+        """Put a copy of some instance in the place of what an instance holds."""
+
+    def delete_sql_backup(self, instance: str, backup: str) -> None:
+        """Remove a copy."""
+
     def address_of_domain(self, host: str) -> str | None:
         """Return the address of the running VM that serves one of the operator's names."""
 
@@ -169,6 +185,10 @@ class NoEffects:
         check_database_flags(instance.get("settings", {}), instance["databaseVersion"])
         return {"ip": "198.18.0.129"}
 
+    def export_sql_database(self, instance: str, name: str, file: pathlib.Path) -> None:
+        """Write something that differs from database to database."""
+        file.write_text(f"-- {instance}/{name}\n")
+
     def address_of_domain(self, host: str) -> str | None:
         """Know no names."""
         del host
@@ -180,6 +200,7 @@ class NoEffects:
     start_instance = stop_instance = reset_instance = delete_instance = _nothing
     restart_sql_instance = delete_sql_instance = _nothing
     create_sql_database = delete_sql_database = create_sql_user = update_sql_user = delete_sql_user = _nothing
+    import_sql_database = back_up_sql_instance = restore_sql_instance = delete_sql_backup = _nothing
 
 
 class DockerEffects:
@@ -323,6 +344,9 @@ class DockerEffects:
         self._remove(f"cloudsql-{name}")
         with _explained(f"delete the data of the Cloud SQL instance {name}"), contextlib.suppress(NotFound):
             self._docker.volumes.get(f"cloudsql-{name}").remove()
+        with _explained(f"delete the backups of the Cloud SQL instance {name}"):
+            for volume in self._docker.volumes.list(filters={"label": f"{LABEL}.backup-of={name}"}):
+                volume.remove()
 
     def create_sql_database(self, instance: str, name: str) -> None:
         """Make a database owned by cloudsqlsuperuser."""
@@ -344,6 +368,63 @@ class DockerEffects:
     def delete_sql_user(self, instance: str, name: str) -> None:
         """Remove a user; fails while it owns anything."""
         self._sql(instance, lambda engine: (engine.drop_user, {"name": name}))
+
+    def export_sql_database(self, instance: str, name: str, file: pathlib.Path) -> None:
+        """Write a database's dump, as SQL, to a file."""
+        with file.open("wb") as target:
+            self._transfer(instance, "dump", name, (), target)
+
+    def import_sql_database(self, instance: str, name: str, file: pathlib.Path) -> None:
+        """Run a dump in a database; stops at the first statement that fails, and what went before it stays."""
+        with file.open("rb") as source:
+            chunks = itertools.chain(iter(lambda: source.read(1 << 20), b""), [b"\n\\q\n"])
+            self._transfer(instance, "load", name, chunks, io.BytesIO())
+
+    def _transfer(self, instance: str, verb: str, name: str, stdin: Iterable[bytes], stdout: IO[bytes]) -> None:
+        container = self._existing(f"cloudsql-{instance}")
+        engine = _engine(container)
+        command = getattr(engine, verb)
+        if not command:
+            raise EffectError("The emulated cloud exports and imports databases of PostgreSQL only.")
+        with _explained(f"{verb} the database {name}"):
+            status, printed = self._exec(container, engine, (*command, name), stdin, stdout)
+        if status:
+            raise EffectError(printed.strip() or f"{command[0]} ended with {status}")
+
+    def back_up_sql_instance(self, instance: str, backup: str) -> None:
+        """Keep a copy of all that an instance holds, as of one moment: from it a server recovers as after a crash."""
+        container, volume = self._existing(f"cloudsql-{instance}"), f"sqlbackup-{instance}-{backup}"
+        with _explained(f"back up the Cloud SQL instance {instance}"):
+            self._docker.volumes.create(volume, labels={LABEL: "emulator", f"{LABEL}.backup-of": instance})
+            container.pause()
+            try:
+                self._copy_volume(f"cloudsql-{instance}", volume)
+            finally:
+                container.unpause()
+
+    def restore_sql_instance(self, instance: str, source: str, backup: str) -> None:
+        """Put a copy of some instance in the place of what an instance holds."""
+        container = self._existing(f"cloudsql-{instance}")
+        with _explained(f"restore the Cloud SQL instance {instance}"):
+            container.stop(timeout=_STOP_SECONDS)
+            self._copy_volume(f"sqlbackup-{source}-{backup}", f"cloudsql-{instance}")
+            container.start()
+        self._wait_for_database(container, instance)
+
+    def delete_sql_backup(self, instance: str, backup: str) -> None:
+        """Remove a copy."""
+        with _explained(f"delete the backup {backup}"), contextlib.suppress(NotFound):
+            self._docker.volumes.get(f"sqlbackup-{instance}-{backup}").remove()
+
+    def _copy_volume(self, source: str, target: str) -> None:
+        self._docker.containers.run(
+            SQL_IMAGE,
+            ["sh", "-c", "find /to -mindepth 1 -delete && cp --archive /from/. /to/"],
+            volumes=[f"{source}:/from:ro", f"{target}:/to"],
+            labels={LABEL: "emulator"},
+            network_mode="none",
+            remove=True,
+        )
 
     def address_of_domain(self, host: str) -> str | None:
         """Return the address of the running VM that serves one of the operator's names."""
@@ -417,19 +498,35 @@ class DockerEffects:
         container = self._existing(f"cloudsql-{instance}")
         engine = _engine(container)
         with _explained(f"change the Cloud SQL instance {instance}"):
-            status, printed = self._exec(container, engine, engine.text(*script_of(engine)).encode())
+            script = engine.text(*script_of(engine)).encode()
+            status, printed = self._exec(container, engine, engine.client, [script])
         if status:
             words = printed.partition("ERROR")[2].lstrip(":").strip() or printed.strip()
             raise EffectError(words or f"{engine.client[0]} ended with {status}")
 
-    def _exec(self, container: Container, engine: Engine, stdin: bytes) -> tuple[int, str]:
-        """Run an engine's client in its container; returns its status and what it printed."""
+    def _exec(
+        self,
+        container: Container,
+        engine: Engine,
+        command: Sequence[str],
+        stdin: Iterable[bytes],
+        stdout: IO[bytes] | None = None,
+    ) -> tuple[int, str]:
+        """Run a program as the engine's user; returns its status and what it printed, without what went to `stdout`."""
         api = self._docker.api
-        identifier = api.exec_create(container.id, list(engine.client), stdin=True, user=engine.user)["Id"]
+        identifier = api.exec_create(container.id, list(command), stdin=True, user=engine.user)["Id"]
         stream: Any = api.exec_start(identifier, socket=True)
         stream._sock.settimeout(_REQUEST_SECONDS)
-        stream._sock.sendall(stdin)
-        printed = b"".join(data for _, data in docker_socket.frames_iter(stream, tty=False))
+        # One that ends early says why.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for chunk in stdin:
+                stream._sock.sendall(chunk)
+        printed = b""
+        for kind, data in docker_socket.frames_iter(stream, tty=False):
+            if stdout and kind == docker_socket.STDOUT:
+                stdout.write(data)
+            else:
+                printed += data
         return api.exec_inspect(identifier)["ExitCode"], printed.decode(errors="replace")
 
 

@@ -16,7 +16,8 @@ from typing import Any
 IAM_ROLES = {"CLOUD_IAM_SERVICE_ACCOUNT": "cloudsqliamserviceaccount", "CLOUD_IAM_USER": "cloudsqliamuser"}
 _SCRAM_ITERATIONS = 4096
 
-_PSQL = ("--host=/run/cloudsql", "--username=cloudsqladmin", "--dbname=postgres")
+_PG = ("--host=/run/cloudsql", "--username=cloudsqladmin")
+_PSQL = ("psql", *_PG, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1")
 _MARIADB = ("mariadb", "--skip-ssl", "--socket=/run/cloudsql/mysql.sock", "--user=cloudsqladmin", "--batch")
 
 _CREATE_DATABASE = r"""
@@ -81,6 +82,8 @@ class Engine:
     volume: str
     user: str
     client: tuple[str, ...]
+    dump: tuple[str, ...]  # these two take a database's name as their last word
+    load: tuple[str, ...]
     ready: tuple[str, ...]
     variable: str
     beginning: str
@@ -155,8 +158,10 @@ ENGINES = {
         program="emulator.sql_instance",
         volume="/var/lib/postgresql",
         user="postgres",
-        client=("psql", *_PSQL, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"),
-        ready=("pg_isready", "--quiet", *_PSQL),
+        client=(*_PSQL, "postgres"),
+        dump=("pg_dump", *_PG),
+        load=_PSQL,
+        ready=("pg_isready", "--quiet", *_PG, "--dbname=postgres"),
         variable="\\set {} {}",
         beginning="SET client_min_messages = warning;",
         create_database=_CREATE_DATABASE,
@@ -169,6 +174,8 @@ ENGINES = {
         volume="/var/lib/mysql",
         user="root",  # whom MariaDB takes for its administrator
         client=_MARIADB,
+        dump=(),  # the image has no mariadb-dump
+        load=(),
         ready=(*_MARIADB, "--execute=DO 0"),
         variable="SET @{} = {};",
         beginning="",

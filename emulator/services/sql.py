@@ -2,26 +2,31 @@
 
 import dataclasses
 import datetime
+import gzip
 import hashlib
+import pathlib
 import re
+import shutil
+import tempfile
 import uuid
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from emulator import certificates
+from emulator import certificates, media
 from emulator.cloud import Call, patched, serves
 from emulator.effects import EffectError, check_database_flags
 from emulator.errors import ApiError
 from emulator.operations import Work
-from emulator.services import kms
+from emulator.services import kms, storage
 from emulator.services.compute import BASE, path_of
 from emulator.services.compute_catalog import ZONES
+from emulator.services.iam import new_account
 from emulator.state import Resource, fingerprint, now, public
 
 _ROOT = "https://sqladmin.googleapis.com/v1/"
 
-_SERVICE_AGENT = "p{}-emulated@gcp-sa-cloud-sql.iam.gserviceaccount.com"
+_AGENTS = "gcp-sa-cloud-sql"
 # https://cloud.google.com/sql/docs/postgres/machine-series-overview
 _TIERS = {
     "ENTERPRISE": re.compile(r"db-custom-\d+-\d+|db-f1-micro|db-g1-small"),
@@ -208,6 +213,8 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
     _check_key(call, body, region)
     authority, authority_key = certificates.make_authority(f"Google Cloud SQL Server CA {uuid.uuid4()}")
     endpoint = _endpoint(key, region) if _has_endpoint(settings) else {}
+    # As whom the instance reaches buckets; it belongs to Google, and goes with the instance.
+    email = f"p{call.state.projects[project]}-{uuid.uuid4().hex[:6]}@{_AGENTS}.iam.gserviceaccount.com"
     instance: Resource = {
         **{field: value for field, value in body.items() if field != "rootPassword"},
         "kind": "sql#instance",
@@ -222,7 +229,7 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
         "databaseInstalledVersion": f"{version}_6",
         **endpoint,
         "gceZone": settings["locationPreference"]["zone"],
-        "serviceAccountEmailAddress": _SERVICE_AGENT.format(call.state.projects[project]),
+        "serviceAccountEmailAddress": email,
         "selfLink": f"{_ROOT}projects/{project}/instances/{name}",
         "serverCaCert": _described(authority, name),
         "etag": fingerprint([key, now()]),
@@ -240,6 +247,7 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
         f"{key}/users/{_user_key(engine.administrator, engine.host)}": administrator,
     }
     children |= {f"{key}/{path}": {**child, **owned} for path, child in content.items()}
+    children[f"iam/projects/{_AGENTS}/serviceAccounts/{email}"] = new_account(call.state, _AGENTS, email, {})
     call.state.resources |= {key: instance, **children}
 
     def finish() -> None:
@@ -485,6 +493,8 @@ def _delete(call: Call) -> Resource:
     def finish() -> None:
         for name in [name for name in call.state.resources if name == key or name.startswith(f"{key}/")]:
             del call.state.resources[name]
+        agent = f"iam/projects/{_AGENTS}/serviceAccounts/{instance['serviceAccountEmailAddress']}"
+        call.state.resources.pop(agent, None)
         call.state.retired.append(key)
 
     return _start(
@@ -731,13 +741,8 @@ def _content(call: Call) -> Resource:
 
 
 def _need_ready(call: Call) -> Resource:
-    """Return an instance whose data can be copied; `ApiError` 501 where a real server holds data, for nothing would be.
-
-    Without containers there is no data, and the names of databases and users are all that a copy holds.
-    """
+    """Return an instance whose data can be copied."""
     instance = _need(call)
-    if call.cloud.effects.holds_data:
-        raise ApiError(501, f"The emulated cloud copies no data: it has no {call.method.id} where databases are real.")
     if instance["state"] != "RUNNABLE":
         raise ApiError(400, "The instance is not running.", reason="invalidState")
     return instance
@@ -766,7 +771,8 @@ def _back_up(call: Call) -> Resource:
     if (call.body or {}).get("description"):
         run["description"] = call.body["description"]
     call.state.resources[f"sql/{own}"] = run
-    operation = _start(call, "BACKUP_VOLUME", instance["name"])
+    name, effects = instance["name"], call.cloud.effects
+    operation = _start(call, "BACKUP_VOLUME", name, lambda: effects.back_up_sql_instance(name, identity))
     run["_operation"] = operation["selfLink"].removeprefix(_ROOT)
     context = {"kind": "sql#backupContext", "backupId": identity}
     call.state.operations[f"sql/{run['_operation']}"]["body"]["backupContext"] = context
@@ -815,7 +821,8 @@ def _delete_backup(call: Call) -> Resource:
     def finish() -> None:
         call.state.resources.pop(key, None)
 
-    return _start(call, "DELETE_BACKUP", instance, finish=finish)
+    effects, identity = call.cloud.effects, call.parameters["id"]
+    return _start(call, "DELETE_BACKUP", instance, lambda: effects.delete_sql_backup(instance, identity), finish)
 
 
 @serves("sql.instances.restoreBackup", permission="cloudsql.instances.restoreBackup")
@@ -840,12 +847,16 @@ def _restore(call: Call) -> Resource:
             del call.state.resources[prefix + path]
         call.state.resources |= {prefix + path: {**child, **owned} for path, child in run["_content"].items()}
 
-    return _start(call, "RESTORE_VOLUME", instance["name"], finish=finish)
+    name, effects = instance["name"], call.cloud.effects
+    copy = (context["instanceId"], context["backupRunId"])
+    return _start(call, "RESTORE_VOLUME", name, lambda: effects.restore_sql_instance(name, *copy), finish)
 
 
 @serves("sql.instances.clone", permission="cloudsql.instances.clone")
 def _clone(call: Call) -> Resource:
     instance, context = _need_ready(call), (call.body or {}).get("cloneContext") or {}
+    if call.cloud.effects.holds_data:
+        raise ApiError(501, "The emulated cloud has no sql.instances.clone where databases are real.")
     if set(context) - {"destinationInstanceName", "pointInTime", "kind"}:
         raise ApiError(501, "Of a clone, the emulated cloud has its name and a point in time.")
     recovery = instance["settings"]["backupConfiguration"].get("pointInTimeRecoveryEnabled")
@@ -878,3 +889,78 @@ def _fail_over(call: Call) -> Resource:
 
     name = instance["name"]
     return _start(call, "FAILOVER", name, lambda: call.cloud.effects.restart_sql_instance(name), finish)
+
+
+def _stored_object(call: Call, instance: Resource, uri: str, permission: str) -> tuple[str, str]:
+    """Return bucket and object of a `gs://` address that the instance's own account may use.
+
+    https://cloud.google.com/sql/docs/postgres/import-export/import-export-sql
+    """
+    found = re.fullmatch(r"gs://([^/]+)/(.+[^/])", uri)
+    if found is None:
+        raise _bad(f"The uri {uri!r} is not of the form gs://bucketName/fileName.")
+    bucket = call.state.resources.get(f"storage/{found[1]}")
+    if bucket is None:
+        raise ApiError(404, f"The bucket {found[1]} does not exist.")
+    where = [f"buckets/{found[1]}", f"projects/{bucket['_project']}"]
+    if not call.cloud.access.allowed(instance["serviceAccountEmailAddress"], permission, where):
+        raise ApiError(403, "The service account does not have the required permissions for the bucket.")
+    return found[1], found[2]
+
+
+def _sql_transfer(call: Call, context: Resource, known: set[str], permission: str) -> tuple[str, str, str]:
+    """Return the instance, bucket and object of an export or import of SQL."""
+    instance = _need_ready(call)
+    if set(context) - known or context.get("fileType") != "SQL":
+        raise ApiError(501, f"The emulated cloud moves fileType SQL by {', '.join(sorted(known))} alone.")
+    return instance["name"], *_stored_object(call, instance, context.get("uri", ""), permission)
+
+
+@serves("sql.instances.export", permission="cloudsql.instances.export")
+def _export(call: Call) -> Resource:
+    """Writes a dump into a bucket, for which `databases` names one database, as PostgreSQL has it."""
+    context = (call.body or {}).get("exportContext") or {}
+    known = {"databases", "fileType", "kind", "offload", "uri"}
+    instance, bucket, name = _sql_transfer(call, context, known, "storage.objects.create")
+    databases = context.get("databases", [])
+    if len(databases) != 1:
+        raise _bad("An export as SQL takes exactly one database.")
+    _child(call, "databases", databases[0])
+    blob, sums = uuid.uuid4().hex, []
+    file = call.state.blob(blob)
+
+    def work() -> None:
+        if storage.live(call, bucket, name):
+            raise EffectError(f"The file gs://{bucket}/{name} already exists.")
+        with tempfile.TemporaryDirectory(dir=call.state.directory) as directory:
+            plain = pathlib.Path(directory, "dump.sql")
+            call.cloud.effects.export_sql_database(instance, databases[0], plain)
+            with plain.open("rb") as source, (gzip.open if name.endswith(".gz") else open)(file, "wb") as target:
+                shutil.copyfileobj(source, target)
+        sums.append(media.checksums(file))
+
+    def finish() -> None:
+        storage.keep(call.state, bucket, {"name": name}, blob, sums[0])
+
+    return _start(call, "EXPORT", instance, work, finish)
+
+
+@serves("sql.instances.import", permission="cloudsql.instances.import")
+def _import(call: Call) -> Resource:
+    context = (call.body or {}).get("importContext") or {}
+    known = {"database", "fileType", "kind", "uri"}
+    instance, bucket, name = _sql_transfer(call, context, known, "storage.objects.get")
+    database = _child(call, "databases", context.get("database", ""))[1]["name"]
+    found = storage.live(call, bucket, name)
+    if found is None:
+        raise ApiError(404, f"The file gs://{bucket}/{name} does not exist.")
+    file = call.state.blob(found["_blob"])
+
+    def work() -> None:
+        with tempfile.TemporaryDirectory(dir=call.state.directory) as directory:
+            plain = pathlib.Path(directory, "dump.sql")
+            with (gzip.open if name.endswith(".gz") else open)(file, "rb") as source, plain.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            call.cloud.effects.import_sql_database(instance, database, plain)
+
+    return _start(call, "IMPORT", instance, work)

@@ -16,7 +16,7 @@ from emulator.cloud import Call, held_permissions, patched, serves
 from emulator.errors import ApiError
 from emulator.services import kms
 from emulator.services.compute_catalog import ZONES
-from emulator.state import Resource, fingerprint, now, public
+from emulator.state import Resource, State, fingerprint, now, public
 
 _ROOT = "https://www.googleapis.com/storage/v1/"
 _BUCKET_NAME = re.compile(r"(?!goog)(?!.*google)[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
@@ -251,6 +251,18 @@ def _change_bucket(call: Call) -> Resource:
     return public(changed)
 
 
+@serves("storage.buckets.lockRetentionPolicy", permission="storage.buckets.update", resources=_of_bucket)
+def _lock_retention(call: Call) -> Resource:
+    """For ever: https://cloud.google.com/storage/docs/bucket-lock."""
+    bucket = _need(call, _bucket_name(call))
+    _check_metageneration(call, bucket)
+    if "retentionPolicy" not in bucket:
+        raise ApiError(400, "The bucket has no retention policy to lock.")
+    bucket["retentionPolicy"]["isLocked"] = True
+    bucket["metageneration"] = str(int(bucket["metageneration"]) + 1)
+    return public(bucket)
+
+
 @serves("storage.buckets.delete", permission="storage.buckets.delete", resources=_of_bucket)
 def _delete_bucket(call: Call) -> Any:
     name = _bucket_name(call)
@@ -286,7 +298,8 @@ def _set_policy(call: Call) -> Resource:
 serves("storage.buckets.testIamPermissions", resources=_of_bucket)(held_permissions)
 
 
-def _live(call: Call, bucket: str, name: str) -> Resource | None:
+def live(call: Call, bucket: str, name: str) -> Resource | None:
+    """Return an object as it is now, None where there is none."""
     versions = call.state.objects[bucket].get(name, [])
     return versions[-1] if versions and "timeDeleted" not in versions[-1] else None
 
@@ -294,7 +307,7 @@ def _live(call: Call, bucket: str, name: str) -> Resource | None:
 def _object(call: Call, bucket: str, name: str, generation: int | None) -> Resource:
     versions = call.state.objects[bucket].get(name, [])
     found = next((item for item in versions if item["generation"] == str(generation)), None)
-    found = found if generation else _live(call, bucket, name)
+    found = found if generation else live(call, bucket, name)
     if found is None:
         raise ApiError(404, f"No such object: {bucket}/{name}")
     return found
@@ -377,7 +390,7 @@ def _delete_object(call: Call) -> Any:
     if generation is None and _versioned(call, bucket):
         found["timeDeleted"] = now()
     else:
-        _purge(call, bucket, name, found)
+        _purge(call.state, bucket, name, found)
 
 
 def _versioned(call: Call, bucket: str) -> bool:
@@ -396,11 +409,11 @@ def _check_retained(call: Call, bucket: str, version: Resource) -> None:
         )
 
 
-def _purge(call: Call, bucket: str, name: str, version: Resource) -> None:
-    call.state.objects[bucket][name].remove(version)
-    if not call.state.objects[bucket][name]:
-        del call.state.objects[bucket][name]
-    call.state.blob(version["_blob"]).unlink(missing_ok=True)
+def _purge(state: State, bucket: str, name: str, version: Resource) -> None:
+    state.objects[bucket][name].remove(version)
+    if not state.objects[bucket][name]:
+        del state.objects[bucket][name]
+    state.blob(version["_blob"]).unlink(missing_ok=True)
 
 
 @serves("storage.objects.patch", "storage.objects.update", permission="storage.objects.update", resources=_of_bucket)
@@ -505,7 +518,7 @@ async def _store(call: Call, bucket: str, blob: str, metadata: Resource) -> Reso
         for field, found in (("md5Hash", md5), ("crc32c", crc)):
             if metadata.get(field, found) != found:
                 raise ApiError(400, f"Provided {field} '{metadata[field]}' doesn't match calculated {field} '{found}'.")
-        current = _live(call, bucket, name)
+        current = live(call, bucket, name)
         _check_generation(call, current)
         if current:
             # Replacing is deleting, as far as permissions go.
@@ -514,7 +527,15 @@ async def _store(call: Call, bucket: str, blob: str, metadata: Resource) -> Reso
     except ApiError:
         file.unlink()
         raise
-    versions = call.state.objects[bucket].setdefault(name, [])
+    return keep(call.state, bucket, {**metadata, "name": name}, blob, (size, md5, crc))
+
+
+def keep(state: State, bucket: str, metadata: Resource, blob: str, sums: tuple[int, str, str]) -> Resource:
+    """Makes a new generation of an object, live from now on; `sums` are size, MD5 and CRC32C of the blob."""
+    name, (size, md5, crc) = metadata["name"], sums
+    settings = state.resources[f"storage/{bucket}"]
+    versions = state.objects[bucket].setdefault(name, [])
+    current = versions[-1] if versions and "timeDeleted" not in versions[-1] else None
     generation = str(max(int(_generation()), *(int(item["generation"]) + 1 for item in versions), 0))
     link = f"{_ROOT}b/{bucket}/o/{_quoted(name)}"
     stored: Resource = {
@@ -528,7 +549,7 @@ async def _store(call: Call, bucket: str, blob: str, metadata: Resource) -> Reso
         "bucket": bucket,
         "generation": generation,
         "metageneration": "1",
-        "storageClass": metadata.get("storageClass", _need(call, bucket)["storageClass"]),
+        "storageClass": metadata.get("storageClass", settings["storageClass"]),
         "size": str(size),
         "md5Hash": md5,
         "crc32c": crc,
@@ -536,11 +557,11 @@ async def _store(call: Call, bucket: str, blob: str, metadata: Resource) -> Reso
         **dict.fromkeys(("timeCreated", "updated", "timeStorageClassUpdated", "timeFinalized"), now()),
         "_blob": blob,
     }
-    if current and _versioned(call, bucket):
+    if current and settings.get("versioning", {}).get("enabled"):
         current["timeDeleted"] = now()
     elif current:
-        _purge(call, bucket, name, current)
-        versions = call.state.objects[bucket].setdefault(name, [])
+        _purge(state, bucket, name, current)
+        versions = state.objects[bucket].setdefault(name, [])
     versions.append(stored)
     return public(stored)
 

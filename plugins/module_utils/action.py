@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Node, methods, validate
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, Node, methods, validate
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference, mask, masked
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, READABLE
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
@@ -191,10 +191,17 @@ class Action:
     def _send(self) -> Json:
         resource = self.resource
         called = resource.method(self.wanted.action)
-        answer = self.cloud.call(called, resource.parameters(called.name), self.purpose, self.body)
+        answer = self.cloud.call(called, resource.parameters(called.name), self.purpose, self.body, self._guard(called))
         if called.response == "Operation":
             return operations.wait(self.cloud, resource.kind.api, answer, self.purpose)
         return answer
+
+    def _guard(self, called: Method) -> Json:
+        """Return the query by which an action fails when the resource has changed meanwhile, where one is needed."""
+        kind = self.resource.kind
+        if kind.guard_query not in called.query:
+            return {}
+        return {str(kind.guard_query): (self.resource.read() or {}).get(str(kind.guard))}
 
     def _landed(self) -> bool:
         """Whether a request without an answer was carried out all the same, as far as the condition can tell."""

@@ -8,10 +8,10 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, method
 
@@ -23,6 +23,11 @@ try:
     import requests
     import urllib3
 
+    PASSING_ERRORS = (
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        google.auth.exceptions.TransportError,
+    )
     MISSING_LIBRARY = None if importlib.util.find_spec("googleapiclient") else "google-api-python-client"
 except ImportError as error:
     MISSING_LIBRARY = error.name
@@ -37,6 +42,8 @@ LONGEST_ASKED_PAUSE_SECONDS = 120.0
 # A newly enabled service is turned away for up to this long.
 SERVICE_PROPAGATION_SECONDS = 180.0
 THREADS = 8
+STORAGE_UPLOADS = "https://storage.googleapis.com/upload/storage/v1"
+CHUNK_BYTES = 1 << 20
 PASSING_STATUSES = frozenset({500, 502, 503, 504})
 SIGN_IN = "run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file"
 
@@ -189,8 +196,34 @@ class Session:
             yield pause * JITTER.uniform(0.5, 1.0)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
-    def _attempt(self, called: Method, url: str, purpose: str, body: Any, query: Mapping[str, Any]) -> Json:
-        """Send until there is an answer that is not a passing failure."""
+    def upload(self, bucket: str, name: str, content: bytes) -> None:
+        """Make an object that is not there yet; ApiError 412 when it is, AmbiguousError when nobody knows."""
+        url = f"{STORAGE_UPLOADS}/b/{quote(bucket, safe='')}/o"
+        query = {"uploadType": "media", "name": name, "ifGenerationMatch": 0}
+        insert = method("storage.v1", "objects", "insert")
+        self._attempt(insert, url, f"Writing gs://{bucket}/{name}", content, query)
+
+    def download(self, bucket: str, name: str, generation: str, read: Callable[[Iterator[bytes]], Any]) -> Any:
+        """Return what `read` makes of an object's bytes as they are stored; it may be called more than once."""
+        get = method("storage.v1", "objects", "get")
+        url = get.url({"bucket": bucket, "object": name})
+        # Else an object that says it is compressed would come in another form.
+        query = {"alt": "media", "generation": generation}
+        return self._attempt(get, url, f"Reading gs://{bucket}/{name}", None, query, lambda got: read(_raw(got)))
+
+    def _attempt(
+        self,
+        called: Method,
+        url: str,
+        purpose: str,
+        body: Any,
+        query: Mapping[str, Any],
+        read: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Send until there is an answer that is not a passing failure; return its JSON, or what `read` makes of it."""
+        payload = {"data": body} if isinstance(body, bytes) else {"json": body}
+        if read:
+            payload |= {"stream": True, "headers": {"Accept-Encoding": "gzip"}}
         problem: CloudError = CloudError(purpose)
         asked = 0.0
         for attempt, pause in zip(range(ATTEMPTS), self.pauses(), strict=False):
@@ -199,14 +232,16 @@ class Session:
             asked = 0.0
             try:
                 response = self._transport.request(
-                    called.verb, url, params=query, json=body, timeout=CONNECT_AND_READ_SECONDS
+                    called.verb, url, params=query, timeout=CONNECT_AND_READ_SECONDS, **payload
                 )
+                if read and response.status_code < 300:
+                    return read(response)
             except google.auth.exceptions.RefreshError as error:
                 raise CloudError(f"{purpose}: Google refused the credentials ({error.args[0]}): {SIGN_IN}") from error
             except requests.exceptions.SSLError as error:
                 fix = "let REQUESTS_CA_BUNDLE name the certificates of the authority in between"
                 raise CloudError(f"{purpose}: TLS failed ({error}): {fix}") from error
-            except (requests.exceptions.RequestException, google.auth.exceptions.TransportError) as error:
+            except PASSING_ERRORS as error:
                 if _was_not_sent(error):
                     problem = CloudError(f"{purpose}: {urlsplit(url).hostname} could not be reached ({error})")
                     continue
@@ -252,6 +287,12 @@ class Session:
             project = self.call(get, {"projectId": self.project}, f"Reading the number of project {self.project}")
             self._project_number = str(project["projectNumber"])
         return self._project_number
+
+
+def _raw(response: Any) -> Iterator[bytes]:
+    """Yield the bytes of an answer as they came."""
+    chunks: Iterator[bytes] = response.raw.stream(CHUNK_BYTES, decode_content=False)
+    return chunks
 
 
 def _asked_pause(response: Any) -> float:

@@ -33,7 +33,7 @@ PROVISION = "playbooks/provision.yml"
 COLLECTION = "mlops.mlflow_gcp."
 MODULES = "ansible_collections.mlops.mlflow_gcp.plugins.modules"
 # POST methods that write nothing.
-READING = ("getIamPolicy", "testIamPermissions", ".wait")
+READING = ("getIamPolicy", "testIamPermissions", "getEffectiveOrgPolicy", ".wait")
 # What Google counts and stamps by itself.
 STAMPS = {
     *("etag", "fingerprint", "labelFingerprint", "metageneration", "settingsVersion"),
@@ -300,16 +300,16 @@ def empty(clean_world: World) -> Json:
 def play(running: Running) -> Callable[..., Run]:
     """Return a function that runs a playbook to its end; `begin` starts it and returns the process."""
 
-    def run(*arguments: str, inventory: pathlib.Path = LOCAL) -> Run:
-        return ended(begun(*arguments, inventory=inventory))
+    def run(*arguments: str, inventory: pathlib.Path = LOCAL, playbook: str = PROVISION) -> Run:
+        return ended(begun(*arguments, inventory=inventory, playbook=playbook))
 
     return run
 
 
-def begun(*arguments: str, inventory: pathlib.Path = LOCAL) -> subprocess.Popen[str]:
-    """Start provision.yml."""
+def begun(*arguments: str, inventory: pathlib.Path = LOCAL, playbook: str = PROVISION) -> subprocess.Popen[str]:
+    """Start a playbook."""
     return subprocess.Popen(
-        ["ansible-playbook", PROVISION, "-i", str(inventory), *arguments],
+        ["ansible-playbook", playbook, "-i", str(inventory), *arguments],
         cwd=ROOT,
         env={
             **os.environ,

@@ -1,7 +1,8 @@
 """Starts the MLflow server for systemd, and reads or migrates the schemas of its two databases.
 
 `serve` checks both schemas, applies the admin password, then serves; `schema` says as JSON what is there and what this
-release needs; `migrate` makes the one the other. Run by the Python of the release.
+release needs, `count` how many rows each table has; `migrate` makes the one schema the other. Run by the Python of the
+release.
 
 The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_WORKERS and MLflow's other settings,
 `$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting again cannot help.
@@ -107,6 +108,18 @@ def read_state(schema: Schema) -> State:
     return State(current, scripts.get_current_head(), fresh, known)
 
 
+def count_rows(schema: Schema) -> dict[str, int]:
+    """Rows by table."""
+    engine = sqlalchemy.create_engine(schema.uri, poolclass=sqlalchemy.NullPool)
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine)
+    count = sqlalchemy.select(sqlalchemy.func.count())
+    with engine.connect() as connection:
+        return {
+            name: connection.execute(count.select_from(table)).scalar_one() for name, table in tables.tables.items()
+        }
+
+
 def refuse(schema: Schema, state: State, verb: str, remedy: str) -> None:
     """Exits with EX_CONFIG and says why."""
     print(
@@ -205,7 +218,7 @@ def serve(schemas: list[Schema]) -> None:
 def main() -> None:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=["serve", "schema", "migrate"])
+    parser.add_argument("verb", choices=["serve", "schema", "count", "migrate"])
     verb = parser.parse_args().verb
     if database_password := credential("database-password"):
         give_database_password(database_password)
@@ -219,6 +232,8 @@ def main() -> None:
         serve(schemas)
     elif verb == "schema":
         print(json.dumps({schema.name: dataclasses.asdict(read_state(schema)) for schema in schemas}))
+    elif verb == "count":
+        print(json.dumps({schema.name: count_rows(schema) for schema in schemas}))
     else:
         for schema in schemas:
             migrate(schema)

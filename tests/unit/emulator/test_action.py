@@ -159,10 +159,19 @@ def test_what_google_refuses_is_refused(cloud: Any) -> None:
 
 
 @pytest.mark.usefixtures("instance")
-def test_nothing_is_copied_where_data_is_real(cloud: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_cloned_where_data_is_real(cloud: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloud.server.cloud.effects, "holds_data", True)
-    with pytest.raises(ApiError, match=r"copies no data: it has no sql\.backupRuns\.insert"):
-        do(session(), BACKUP)
     clone = {"cloneContext": {"destinationInstanceName": "copy"}}
-    for verb, body in (("clone", clone), ("restoreBackup", {})):
-        assert cloud.refused("POST", f"{INSTANCE}/{verb}", body)["code"] == 501
+    assert cloud.refused("POST", f"{INSTANCE}/clone", clone)["code"] == 501
+
+
+def test_a_lock_is_put_on_what_was_read_and_once(cloud: Any) -> None:
+    bucket = "https://storage.googleapis.com/storage/v1/b"
+    body = {"name": "demo-backups", "location": "EU", "retentionPolicy": {"retentionPeriod": "86400"}}
+    cloud.call("POST", f"{bucket}?project=demo-project", body)
+    unless = {"fields": {"retentionPolicy": {"isLocked": True}}}
+    lock = WantedAction("storage.buckets", "lockRetentionPolicy", "demo-backups", unless=unless)
+    assert do(session(check_mode=True), lock)["changed"] is True
+    assert "isLocked" not in cloud.call("GET", f"{bucket}/demo-backups")["retentionPolicy"]
+    assert [do(session(), lock)["changed"] for _ in range(2)] == [True, False]
+    assert cloud.call("GET", f"{bucket}/demo-backups")["retentionPolicy"]["isLocked"] is True

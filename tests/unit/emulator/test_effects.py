@@ -1,6 +1,7 @@
 import io
 import tarfile
 import threading
+import types
 from unittest import mock
 
 import pytest
@@ -175,3 +176,20 @@ def test_database_flags_reach_the_servers_command_line(tmp_path, monkeypatch):
         "+cloudsqliamserviceaccount",
         "+cloudsqliamuser",
     }
+
+
+def test_a_server_goes_on_when_its_backup_fails(monkeypatch):
+    done = []
+    server = types.SimpleNamespace(pause=lambda: done.append("pause"), unpause=lambda: done.append("unpause"))
+    docker = effects.DockerEffects.__new__(effects.DockerEffects)
+    docker._docker = types.SimpleNamespace(volumes=types.SimpleNamespace(create=lambda *_, **__: None))
+
+    def fail(*_):
+        done.append("copy")
+        raise OSError("no space")
+
+    monkeypatch.setattr(docker, "_existing", lambda _: server)
+    monkeypatch.setattr(docker, "_copy_volume", fail)
+    with pytest.raises(effects.EffectError, match="back up the Cloud SQL instance mlflow: no space"):
+        docker.back_up_sql_instance("mlflow", "1")
+    assert done == ["pause", "copy", "unpause"]

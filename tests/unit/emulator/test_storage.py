@@ -98,8 +98,11 @@ def test_a_retention_policy_holds_objects_and_can_go_while_it_is_not_locked(clou
 
 @pytest.mark.usefixtures("bucket")
 def test_a_locked_retention_policy_only_grows(cloud: Any) -> None:
-    cloud.call("PATCH", BUCKET, {"retentionPolicy": {"retentionPeriod": "86400"}})
-    cloud.server.cloud.state.resources["storage/demo-artifacts"]["retentionPolicy"]["isLocked"] = True
+    lock = f"{BUCKET}/lockRetentionPolicy?ifMetagenerationMatch="
+    assert "no retention policy" in cloud.refused("POST", f"{lock}1")["message"]
+    made = cloud.call("PATCH", BUCKET, {"retentionPolicy": {"retentionPeriod": "86400"}})
+    assert cloud.refused("POST", f"{lock}1")["code"] == 412
+    assert cloud.call("POST", f"{lock}{made['metageneration']}")["retentionPolicy"]["isLocked"] is True
     for policy in (None, {"retentionPeriod": "3600"}):
         assert "locked" in cloud.refused("PATCH", BUCKET, {"retentionPolicy": policy})["message"]
     grown = cloud.call("PATCH", BUCKET, {"retentionPolicy": {"retentionPeriod": "172800"}})["retentionPolicy"]

@@ -1,0 +1,441 @@
+"""Backup sets: what is in one, whether it is whole, whether it fits a deployment, and the artifacts of its moment.
+
+A set is the objects under one prefix of a bucket. Its manifest is written last: what has none is not a set. Files of a
+set are described as `{size, crc32c, generation, sha256}`, size and generation being int64 strings as Google has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import hmac
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    THREADS,
+    AmbiguousError,
+    ApiError,
+    CloudError,
+    Session,
+)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ARTIFACTS = "artifacts.ndjson.gz"
+# So that a guess at a secret costs as much as OWASP asks for: a person may have chosen it.
+ITERATIONS = 600_000
+UPLOAD_ATTEMPTS = 5
+_COPY = re.compile(rb'COPY \w+\.(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)) .*FROM stdin;')
+
+
+def stat(cloud: Session, bucket: str, name: str) -> Json | None:
+    """Return what Cloud Storage says of an object, None where there is none."""
+    get = method("storage.v1", "objects", "get")
+    try:
+        return cloud.call(get, {"bucket": bucket, "object": name}, f"Reading gs://{bucket}/{name}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
+def pages(cloud: Session, bucket: str, **query: Any) -> Iterator[Json]:
+    """Yield the pages of a bucket's list of objects."""
+    listing, asked = method("storage.v1", "objects", "list"), dict(query)
+    while True:
+        page = cloud.call(listing, {"bucket": bucket}, f"Listing the objects of gs://{bucket}", None, asked)
+        yield page
+        if "nextPageToken" not in page:
+            return
+        asked["pageToken"] = page["nextPageToken"]
+
+
+def objects(cloud: Session, bucket: str, **query: Any) -> Iterator[Json]:
+    """Yield a bucket's objects."""
+    for page in pages(cloud, bucket, **query):
+        yield from page.get("items", [])
+
+
+@dataclass
+class Contents:
+    """What reading a file back tells: `rows` by table, for a dump of PostgreSQL; `data` where it is asked for."""
+
+    size: int = 0
+    sha256: str = ""
+    md5: str = ""
+    rows: dict[str, int] = field(default_factory=dict)
+    data: bytes = b""
+
+
+def read_back(chunks: Iterable[bytes], name: str, *, keep: bool = False) -> Contents:
+    """Read a file whole; raises CloudError when it is compressed and ends too early."""
+    found = Contents()
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    unpacked = zlib.decompressobj(wbits=31) if name.endswith(".gz") else None
+    data, table, rest = bytearray(), "", b""
+    for chunk in chunks:
+        found.size += len(chunk)
+        sha256.update(chunk)
+        md5.update(chunk)
+        try:
+            plain = unpacked.decompress(chunk) if unpacked else chunk
+        except zlib.error as error:
+            raise CloudError(f"{name}: is damaged ({error})") from error
+        if keep:
+            data += plain
+        *lines, rest = (rest + plain).split(b"\n")
+        for line in lines:
+            if not table:
+                if begun := _COPY.fullmatch(line):
+                    table = (begun["quoted"] or begun["plain"]).decode()
+                    found.rows[table] = 0
+            elif line == b"\\.":
+                table = ""
+            else:
+                found.rows[table] += 1
+    if unpacked and not unpacked.eof:
+        raise CloudError(f"{name}: is damaged (it ends too early)")
+    found.sha256, found.data = sha256.hexdigest(), bytes(data)
+    found.md5 = base64.b64encode(md5.digest()).decode()
+    return found
+
+
+def fetch(cloud: Session, bucket: str, described: Json, *, keep: bool = False) -> Contents:
+    """Read an object of that generation back; raises CloudError when it is not what Cloud Storage says it keeps."""
+    name, generation = described["name"], described["generation"]
+    found: Contents = cloud.download(bucket, name, generation, lambda chunks: read_back(chunks, name, keep=keep))
+    # An object put together from parts has no MD5.
+    if found.size != int(described["size"]) or described.get("md5Hash", found.md5) != found.md5:
+        raise CloudError(f"{name}: what was read differs from what is kept")
+    return found
+
+
+def write(cloud: Session, bucket: str, name: str, content: bytes) -> None:
+    """Make an object that is not there yet; raises CloudError when it is, with other content."""
+    wanted = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    for attempt in range(UPLOAD_ATTEMPTS):
+        try:
+            cloud.upload(bucket, name, content)
+        except AmbiguousError:
+            if attempt == UPLOAD_ATTEMPTS - 1:
+                raise
+        except ApiError as error:
+            if error.status != 412:
+                raise
+        # There by an attempt whose answer was lost, or by somebody else.
+        described = stat(cloud, bucket, name)
+        if described and described.get("md5Hash") != wanted:
+            raise CloudError(f"gs://{bucket}/{name}: exists already, with other content")
+        if described:
+            return
+
+
+def fingerprint(value: str, salt: bytes) -> str:
+    """Return what tells whether a secret is still the same, and not what it is."""
+    return hashlib.pbkdf2_hmac("sha256", value.encode(), salt, ITERATIONS).hex()
+
+
+def secret_state(cloud: Session, credential: str, secret: str, salt: bytes) -> Json:
+    """Return name, version and fingerprint of a secret's latest version; the value stays here."""
+    access = method("secretmanager.v1", "projects.secrets.versions", "access")
+    name = f"projects/{cloud.project}/secrets/{secret}/versions/latest"
+    answer = cloud.call(access, {"+name": name}, f"Reading the value of secret {secret}")
+    value = base64.b64decode(answer["payload"]["data"]).decode()
+    version = answer["name"].rsplit("/", 1)[-1]
+    return {"credential": credential, "name": secret, "version": version, "pbkdf2_sha256": fingerprint(value, salt)}
+
+
+def secret_states(cloud: Session, secrets: Mapping[str, str], salt: bytes) -> list[Json]:
+    """Return the states of secrets, given by the credential that each becomes on the server."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda one: secret_state(cloud, one[0], one[1], salt), secrets.items()))
+
+
+@dataclass(frozen=True)
+class WantedSet:
+    """A set whose dumps are there, by name of file; `about` goes into the manifest as it is."""
+
+    bucket: str
+    name: str
+    dumps: list[str]
+    artifacts_bucket: str
+    artifacts_prefix: str
+    secrets: dict[str, str]
+    about: Json
+
+
+def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
+    """Add the list of artifacts and the manifest, read everything back, and return the module's result."""
+    name = f"{wanted.name}/{MANIFEST}"
+    present = None if cloud.check_mode else stat(cloud, wanted.bucket, name)
+    if present:
+        return {"changed": False, "manifest": json.loads(fetch(cloud, wanted.bucket, present, keep=True).data)}
+    if cloud.check_mode:
+        return {"changed": True, "manifest": {}}
+    salt = os.urandom(16)
+    secrets = secret_states(cloud, wanted.secrets, salt)
+    listed = [
+        {key: one[key] for key in ("name", "generation", "crc32c", "size")}
+        for one in objects(cloud, wanted.artifacts_bucket, prefix=wanted.artifacts_prefix)
+    ]
+    lines = "".join(f"{json.dumps(one)}\n" for one in listed)
+    write(cloud, wanted.bucket, f"{wanted.name}/{ARTIFACTS}", gzip.compress(lines.encode(), mtime=0))
+    files, rows = {}, {}
+    for file in [*wanted.dumps, ARTIFACTS]:
+        described = stat(cloud, wanted.bucket, f"{wanted.name}/{file}")
+        if described is None:
+            raise CloudError(f"gs://{wanted.bucket}/{wanted.name}/{file}: is not there")
+        found = fetch(cloud, wanted.bucket, described)
+        files[file] = {key: described[key] for key in ("size", "crc32c", "generation")} | {"sha256": found.sha256}
+        if file in wanted.dumps:
+            rows[file] = found.rows
+    manifest = {
+        "format": FORMAT,
+        "name": wanted.name,
+        "ended": now(),
+        "project": cloud.project,
+        **wanted.about,
+        "artifacts": {
+            "bucket": wanted.artifacts_bucket,
+            "prefix": wanted.artifacts_prefix,
+            "objects": len(listed),
+            "bytes": sum(int(one["size"]) for one in listed),
+        },
+        "files": files,
+        "rows": rows,
+        "secrets": {"salt": salt.hex(), "iterations": ITERATIONS, "latest": secrets},
+    }
+    write(cloud, wanted.bucket, name, json.dumps(manifest, indent=2, sort_keys=True).encode())
+    return {"changed": True, "manifest": manifest}
+
+
+def manifest_of(cloud: Session, bucket: str, name: str) -> Json:
+    """Return the manifest of a set, `latest` being the newest that is whole; raises CloudError where there is none."""
+    names = [name]
+    if name == "latest":
+        found = [prefix for page in pages(cloud, bucket, delimiter="/") for prefix in page.get("prefixes", [])]
+        names = [prefix.rstrip("/") for prefix in sorted(found, reverse=True)]
+    for one in names:
+        if described := stat(cloud, bucket, f"{one}/{MANIFEST}"):
+            manifest: Json = json.loads(fetch(cloud, bucket, described, keep=True).data)
+            if manifest["name"] != one:
+                raise CloudError(f"gs://{bucket}/{one}: has the manifest of {manifest['name']}")
+            return manifest
+    raise CloudError(f"gs://{bucket}/{name}: is not a backup set, for it has no {MANIFEST}")
+
+
+def damages(cloud: Session, bucket: str, manifest: Json) -> list[str]:
+    """Return what is wrong with the files of a set, read whole."""
+    problems = []
+    for file, wanted in manifest["files"].items():
+        name = f"{manifest['name']}/{file}"
+        described = stat(cloud, bucket, name)
+        if described is None:
+            problems.append(f"{name}: is not there any more")
+            continue
+        changed = [key for key in ("size", "crc32c", "generation") if described[key] != wanted[key]]
+        if changed:
+            problems.append(f"{name}: is not the file that was written, by its {' and '.join(changed)}")
+            continue
+        try:
+            if fetch(cloud, bucket, described).sha256 != wanted["sha256"]:
+                problems.append(f"{name}: is not the file that was written, by its sha256")
+        except ApiError:
+            raise
+        except CloudError as error:
+            problems.append(str(error))
+    return problems
+
+
+@dataclass(frozen=True)
+class Target:
+    """The deployment that a set is to be restored to.
+
+    `schemas` are the revisions `{database: head}` that its release of MLflow needs, as far as they are known;
+    `occupied` whether its databases hold anything; `changed_secrets` credentials that may differ.
+    """
+
+    database_version: str
+    user: str
+    mlflow_version: str
+    schemas: dict[str, str]
+    occupied: bool
+    confirmed_set: str
+    secrets: dict[str, str]
+    changed_secrets: list[str]
+
+
+def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
+    """Return why a set must not be restored to a deployment; `secrets` are its own, by the salt of the set."""
+    problems = []
+    name, ours, theirs = manifest["name"], target.database_version, manifest["database"]["version"]
+    if _engine(ours) != _engine(theirs):
+        problems.append(f"the set is of {theirs} and the deployment has {ours}: a dump of one is no use to the other")
+    elif _version(ours) < _version(theirs):
+        problems.append(f"the set is of {theirs}, newer than the deployment's {ours}")
+    owner = manifest["database"]["user"]
+    if _engine(ours) == "POSTGRES" and owner != target.user:
+        problems.append(
+            f"what is in the set belongs to the database user {owner}, and the deployment's is {target.user}"
+        )
+    version = manifest["mlflow"]["version"]
+    differing = [
+        f"{database} {held} there, {target.schemas.get(database, 'unknown')} here"
+        for database, held in manifest["mlflow"]["schemas"].items()
+        if target.schemas.get(database) != held
+    ]
+    if version != target.mlflow_version and differing:
+        problems.append(
+            f"the set is of MLflow {version} and the inventory says {target.mlflow_version}, with other schemas "
+            f"({'; '.join(differing)}): give -e platform_mlflow_version={version}, and upgrade afterwards"
+        )
+    held = {one["credential"]: one for one in manifest["secrets"]["latest"]}
+    for one in secrets:
+        then, credential = held.get(one["credential"]), one["credential"]
+        if then is None or credential in target.changed_secrets:
+            continue
+        if not hmac.compare_digest(then["pbkdf2_sha256"], one["pbkdf2_sha256"]):
+            problems.append(
+                f"{credential} is another secret than in the set (version {then['version']} of {then['name']} there, "
+                f"version {one['version']} of {one['name']} here): what it protects could not be read. Add the old "
+                f"value as a version, or say that it may differ by platform_restore_changed_secrets: [{credential}]"
+            )
+    if target.confirmed_set not in ("", name):
+        problems.append(f"platform_restore_confirmed_set is {target.confirmed_set} and the set is {name}")
+    elif target.occupied and not target.confirmed_set:
+        problems.append(
+            "the databases are not empty: all that they hold now would be replaced. If that is meant, give "
+            f"-e platform_restore_confirmed_set={name}"
+        )
+    return problems
+
+
+def examine(
+    cloud: Session, bucket: str, name: str, target: Target | None, rows: Mapping[str, Mapping[str, int]] | None
+) -> Json:
+    """Return the result of gcp_backup_set_info."""
+    manifest = manifest_of(cloud, bucket, name)
+    if manifest["format"] != FORMAT:
+        problems = [f"{manifest['name']}: has format {manifest['format']}, known is {FORMAT}"]
+    elif rows is not None:
+        problems = miscounts(manifest, rows)
+    else:
+        problems = damages(cloud, bucket, manifest)
+        if target:
+            secrets = secret_states(cloud, target.secrets, bytes.fromhex(manifest["secrets"]["salt"]))
+            problems += misfits(manifest, target, secrets)
+    return {"changed": False, "manifest": manifest, "problems": problems}
+
+
+def _engine(version: str) -> str:
+    return version.partition("_")[0]
+
+
+def _version(version: str) -> list[int]:
+    return [int(part) for part in version.split("_")[1:]]
+
+
+def miscounts(manifest: Json, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the tables whose rows are not as many as in the dumps, `counts` being by dump and table."""
+    return [
+        f"{table} of {file} has {counts.get(file, {}).get(table, 'no')} rows, {rows} in the set"
+        for file, tables in manifest["rows"].items()
+        for table, rows in tables.items()
+        if counts.get(file, {}).get(table) != rows
+    ]
+
+
+def artifact_list(cloud: Session, bucket: str, manifest: Json) -> list[Json]:
+    """Return a set's list of artifacts."""
+    name = f"{manifest['name']}/{ARTIFACTS}"
+    described = stat(cloud, bucket, name)
+    if described is None:
+        raise CloudError(f"gs://{bucket}/{name}: is not there")
+    return [json.loads(line) for line in fetch(cloud, bucket, described, keep=True).data.splitlines()]
+
+
+@dataclass
+class Plan:
+    """What brings artifacts to a moment: `copies` are `(name there, generation there, name here, generation here)`."""
+
+    kept: int = 0
+    newer: int = 0
+    copies: list[tuple[str, str, str, str]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+def plan(
+    listed: Iterable[Json], live: Mapping[str, Json], generations: set[tuple[str, str]], prefixes: tuple[str, str]
+) -> Plan:
+    """Compare a set's artifacts with the live objects here, by name, and the generations that there still are there.
+
+    `prefixes` are those of the artifacts there and here.
+    """
+    found, wanted = Plan(), set()
+    for one in listed:
+        name = prefixes[1] + one["name"].removeprefix(prefixes[0])
+        wanted.add(name)
+        now = live.get(name)
+        if now and (now["crc32c"], now["size"]) == (one["crc32c"], one["size"]):
+            found.kept += 1
+        elif (one["name"], one["generation"]) in generations:
+            found.copies.append((one["name"], one["generation"], name, now["generation"] if now else "0"))
+        else:
+            found.lost.append(one["name"])
+    found.newer = len(set(live) - wanted)
+    return found
+
+
+def bring_artifacts(cloud: Session, bucket: str, manifest: Json, here: str, prefix: str) -> Json:
+    """Copy back what was deleted or replaced since a set was made, and return the module's result.
+
+    What was made since stays: a restored database does not know it, and nothing is lost.
+    """
+    there, there_prefix = manifest["artifacts"]["bucket"], manifest["artifacts"]["prefix"]
+    versions = list(objects(cloud, there, prefix=there_prefix, versions=True))
+    own = versions if (there, there_prefix) == (here, prefix) else objects(cloud, here, prefix=prefix)
+    live = {one["name"]: one for one in own if "timeDeleted" not in one}
+    generations = {(one["name"], one["generation"]) for one in versions}
+    found = plan(artifact_list(cloud, bucket, manifest), live, generations, (there_prefix, prefix))
+    if not cloud.check_mode:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda copy: _copy(cloud, there, here, copy), found.copies))
+    return {
+        "changed": bool(found.copies),
+        "kept": found.kept,
+        "copied": len(found.copies),
+        "newer": found.newer,
+        "lost": found.lost,
+    }
+
+
+def _copy(cloud: Session, there: str, here: str, copy: tuple[str, str, str, str]) -> None:
+    """Copy one object, unless somebody was faster; large ones take several calls."""
+    source, generation, name, replaced = copy
+    rewrite = method("storage.v1", "objects", "rewrite")
+    place = {"sourceBucket": there, "sourceObject": source, "destinationBucket": here, "destinationObject": name}
+    query = {"sourceGeneration": generation, "ifGenerationMatch": replaced}
+    purpose = f"Copying generation {generation} of gs://{there}/{source} back"
+    for pause in cloud.pauses():
+        try:
+            answer = cloud.call(rewrite, place, purpose, {}, query)
+        except AmbiguousError:
+            # It may have been made: then the condition says so.
+            cloud.sleep(pause)
+            continue
+        except ApiError as error:
+            if error.status != 412:
+                raise
+            return
+        if answer["done"]:
+            return
+        query["rewriteToken"] = answer["rewriteToken"]

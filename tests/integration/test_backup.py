@@ -1,0 +1,148 @@
+"""A backup set and the way back from it, with the real client, databases and objects."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+
+STORAGE = "https://storage.googleapis.com/storage/v1/b"
+SETS, ARTIFACTS = "demo-project-mlflow-backups", "demo-project-mlflow-artifacts"
+NAME = f"backup-{secrets.token_hex(3)}"
+CLIENT = """
+import sys, mlflow
+from mlflow import MlflowClient
+name, work = sys.argv[1:]
+mlflow.set_experiment(name)
+if work == "write":
+    with mlflow.start_run(run_name=name) as run:
+        mlflow.log_params({"alpha": "0.5"})
+        for step in range(50):
+            mlflow.log_metric("loss", 1 / (step + 1), step=step)
+        mlflow.log_text("kept " * 1000, "notes/kept.txt")
+        mlflow.log_text("replaced later", "notes/replaced.txt")
+    client = MlflowClient()
+    client.create_registered_model(name)
+    client.create_model_version(name, f"runs:/{run.info.run_id}/notes", run.info.run_id)
+else:
+    (run,) = MlflowClient().search_runs([mlflow.get_experiment_by_name(name).experiment_id])
+    assert run.data.params == {"alpha": "0.5"}, run.data
+    assert len(MlflowClient().get_metric_history(run.info.run_id, "loss")) == 50
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/notes/kept.txt") == "kept " * 1000
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/notes/replaced.txt") == "replaced later"
+    assert MlflowClient().get_model_version(name, "1").run_id == run.info.run_id
+print(run.info.run_id)
+"""
+Play = Callable[..., Any]
+
+
+def client(deployment: Any, work: str) -> str:
+    """Write or read back with the real client; returns the run's id."""
+    environment = {
+        **deployment.environment,
+        "MLFLOW_TRACKING_URI": deployment.url,
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": deployment.admin_password,
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    command = [sys.executable, "-c", CLIENT, NAME, work]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split()[-1]
+
+
+def sql(statement: str) -> str:
+    command = ["docker", "exec", "--user", "postgres", "cloudsql-mlflow", "psql", "--host=/run/cloudsql"]
+    command += ["--username=cloudsqladmin", "--dbname=mlflow", "--tuples-only", "--no-align", f"--command={statement}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def stored(cloud: Any, bucket: str, prefix: str = "") -> dict[str, Any]:
+    items = cloud.get(f"{STORAGE}/{bucket}/o?prefix={prefix}").get("items", [])
+    return {item["name"]: item for item in items}
+
+
+@pytest.fixture(scope="module")
+def run_id(deployment: Any) -> str:
+    return client(deployment, "write")
+
+
+@pytest.fixture(scope="module")
+def taken(run_id: str, deployment: Any, play: Play, cloud: Any) -> str:
+    """The name of a set that has the run."""
+    assert run_id
+    backup = play("playbooks/backup.yml")
+    assert backup.code == 0, backup.output
+    assert deployment.admin_password not in backup.output
+    (name,) = re.findall(rf"gs://{SETS}/(\w+) is whole", backup.output)
+    return str(name)
+
+
+def test_a_set_holds_what_a_restore_needs_and_nothing_secret(taken: str, deployment: Any, cloud: Any) -> None:
+    names = [f"{taken}/{file}" for file in ("artifacts.ndjson.gz", "auth.sql.gz", "manifest.json", "tracking.sql.gz")]
+    assert sorted(stored(cloud, SETS, taken)) == names
+    address = f"{STORAGE}/{SETS}/o/{taken}%2Fmanifest.json"
+    manifest = cloud.get(f"{address}?alt=media")
+    assert manifest["mlflow"]["version"] == "3.17.2"
+    assert set(manifest["mlflow"]["schemas"]) == {"tracking", "auth"}
+    assert manifest["rows"]["tracking.sql.gz"]["runs"] == int(sql("SELECT count(*) FROM runs"))
+    assert re.fullmatch("[0-9a-f]{64}", manifest["certificate"]["sha256"])
+    assert deployment.admin_password not in str(manifest)
+    runs = cloud.get("https://sqladmin.googleapis.com/v1/projects/demo-project/instances/mlflow/backupRuns")["items"]
+    assert manifest["database"]["backup_run"] in {run["id"] for run in runs if run["status"] == "SUCCESSFUL"}
+    refused = cloud.call("DELETE", address)
+    assert (refused.status_code, "retention policy" in refused.text) == (403, True)
+
+
+def test_second_thoughts_and_damaged_sets_are_refused(taken: str, play: Play, cloud: Any, written: Any) -> None:
+    broken, address = "20000101T000000Z", f"{STORAGE}/{SETS}/o"
+    manifest = {**cloud.get(f"{address}/{taken}%2Fmanifest.json?alt=media"), "name": broken}
+    upload = f"{address.replace('/storage/v1', '/upload/storage/v1')}?uploadType=media&name={broken}/manifest.json"
+    cloud.call("POST", upload, manifest).raise_for_status()
+    cloud.call("POST", f"{address}/{taken}%2Fauth.sql.gz/copyTo/b/{SETS}/o/{broken}%2Fauth.sql.gz").raise_for_status()
+    runs: list[Any] = []
+
+    def refuse(**asked: str) -> str:
+        options = [word for name, value in asked.items() for word in ("-e", f"platform_restore_{name}={value}")]
+        assert written(lambda: runs.append(play("playbooks/restore.yml", *options))) == []
+        assert runs[-1].code != 0
+        return str(runs[-1].output)
+
+    assert f"give -e platform_restore_confirmed_set={taken}" in refuse()
+    damaged = refuse(set=broken, confirmed_set=taken)
+    assert f"{broken}/tracking.sql.gz: is not there any more" in damaged
+    assert f"{broken}/auth.sql.gz: is not the file that was written, by its generation" in damaged
+    assert f"platform_restore_confirmed_set is {taken} and the set is {broken}" in damaged
+
+
+def test_everything_is_back_after_a_restore(
+    taken: str, run_id: str, deployment: Any, play: Play, cloud: Any, tracking: Callable[..., requests.Response]
+) -> None:
+    objects = [name for name in stored(cloud, ARTIFACTS) if run_id in name]
+    kept, replaced = (
+        next(name for name in objects if name.endswith(f"notes/{file}.txt")) for file in ("kept", "replaced")
+    )
+    cloud.call("DELETE", f"{STORAGE}/{ARTIFACTS}/o/{kept.replace('/', '%2F')}").raise_for_status()
+    upload = f"https://storage.googleapis.com/upload/storage/v1/b/{ARTIFACTS}/o?uploadType=media&name={replaced}"
+    cloud.call("POST", upload, {"not": "what it was"}).raise_for_status()
+    sql("UPDATE params SET value = 'wrong'")
+    sql(f"DELETE FROM metrics WHERE run_uuid = '{run_id}'")
+    sql("DROP TABLE model_versions CASCADE")
+
+    confirmed = ("-e", f"platform_restore_set={taken}", "-e", f"platform_restore_confirmed_set={taken}")
+    restored = play("playbooks/restore.yml", *confirmed)
+
+    assert restored.code == 0, restored.output
+    assert client(deployment, "read") == run_id
+    assert tracking("GET", "users/get", params={"username": "admin"}).status_code == 200
+    found = re.search(r"is lost: (\d+) s until the restore began \(RPO\).* took (\d+) s \(RTO\)", restored.output)
+    assert found, restored.output
+    assert "2 were copied back, 0 are gone" in restored.output
+    print(f"RPO {found[1]} s, RTO {found[2]} s")
+    assert deployment.admin_password not in restored.output

@@ -1,0 +1,100 @@
+"""The control host's half of backup.yml and restore.yml: what is called in which order, and what a check writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.provision.conftest import World, writes
+
+# What the servers would say, which are not real here.
+MLFLOW = {"version": "3.17.2", "lock_sha256": "0" * 64, "schemas": {"tracking": "a1", "auth": "b1"}}
+CERTIFICATE = {"sha256": "1" * 64, "not_after": "Jan  1 00:00:00 2031 GMT"}
+SAID = json.dumps(
+    {
+        "gcp_backup_mlflow": MLFLOW,
+        "gcp_backup_certificate": CERTIFICATE,
+        "gcp_backup_rows": {"tracking": {}, "auth": {}},
+    }
+)
+SETS = "demo-project-mlflow-backups"
+Play = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def world(clean_world: World, empty: dict[str, Any], play: Play) -> Iterator[World]:
+    """The cloud with a deployment."""
+    clean_world.put(empty)
+    assert play().code == 0
+    yield clean_world
+    clean_world.put(empty)
+
+
+def run(play: Play, name: str, *arguments: str) -> Any:
+    return play("--limit", "localhost", "-e", SAID, *arguments, playbook=f"playbooks/{name}.yml")
+
+
+def called(world: World, since: int) -> list[str]:
+    """Return what was done: a call that found the instance busy is repeated."""
+    return [call["method"] for call in writes(world.calls(since)) if call["status"] == 200]
+
+
+def test_a_set_is_taken_in_order_and_a_check_writes_nothing(world: World, play: Play) -> None:
+    with world.untouched():
+        assert run(play, "backup", "--check").code == 0
+    since = world.count
+    first = run(play, "backup")
+    assert first.code == 0, first.output
+    assert called(world, since) == [
+        "storage.buckets.insert",
+        "storage.buckets.setIamPolicy",
+        "sql.instances.export",
+        "sql.instances.export",
+        "sql.backupRuns.insert",
+        "storage.objects.insert",
+        "storage.objects.insert",
+    ]
+    (name,) = {path.partition("/")[0] for path in world.state.objects[SETS]}
+    files = ["artifacts.ndjson.gz", "auth.sql.gz", "manifest.json", "tracking.sql.gz"]
+    assert sorted(world.state.objects[SETS]) == [f"{name}/{file}" for file in files]
+    retention = world.state.resources[f"storage/{SETS}"]["retentionPolicy"]
+    assert retention["retentionPeriod"] == str(30 * 86400)
+    assert "isLocked" not in retention
+
+
+def test_a_restore_is_refused_and_one_that_failed_is_done_by_the_next(world: World, play: Play) -> None:
+    (name,) = {path.partition("/")[0] for path in world.state.objects[SETS]}
+    with world.untouched():
+        refused = run(play, "restore")
+        assert refused.code != 0
+        assert f"give -e platform_restore_confirmed_set={name}" in refused.output
+    confirmed = ("-e", f"platform_restore_confirmed_set={name}")
+    fault = {"method": "sql.instances.import", "times": 1, "operation_error": "No space."}
+    world.running.server.faults.append(fault)
+    interrupted = run(play, "restore", *confirmed)
+    assert interrupted.code != 0
+    assert "No space." in interrupted.output
+    since = world.count
+    done = run(play, "restore", *confirmed)
+    assert done.code == 0, done.output
+    assert called(world, since) == [
+        "sql.databases.delete",
+        "sql.databases.delete",
+        "sql.databases.insert",
+        "sql.databases.insert",
+        "sql.instances.import",
+        "sql.instances.import",
+    ]
+    assert "(RPO)" in done.output
+
+
+def test_an_upgrade_takes_a_set_before_another_version_alone(world: World, play: Play) -> None:
+    older = json.dumps({"gcp_backup_mlflow": {**MLFLOW, "version": "3.16.1"}})
+    for arguments, exports in ((), 0), (("-e", older), 2):
+        since = world.count
+        done = run(play, "upgrade", *arguments)
+        assert done.code == 0, done.output
+        assert called(world, since).count("sql.instances.export") == exports
