@@ -123,7 +123,7 @@ def test_a_network_that_did_not_come_to_be_is_made_by_the_run_after(cloud: Any, 
 @pytest.mark.usefixtures("network")
 @pytest.mark.parametrize("state", ["present", "absent"])
 def test_a_network_that_is_being_deleted_is_gone_first(cloud: Any, direct: Any, state: str) -> None:
-    faults(cloud, direct, "compute.networks.delete", delay_seconds=1)
+    faults(cloud, direct, "compute.networks.delete", delay_seconds=3)
     cloud.call("DELETE", f"{BASE}/global/networks/mlflow")
     body = {"autoCreateSubnetworks": False, "routingConfig": {"routingMode": "GLOBAL"}}
     ensure(Wanted("compute.networks", "mlflow", body=body, state=state))
