@@ -200,7 +200,7 @@ def test_audit_logs_of_others_stay(play: Play, cloud: Any) -> None:
     mask = {"updateMask": "bindings,etag,auditConfigs"}
     cloud.call("POST", f"{IAM_POLICY}:setIamPolicy", {"policy": {**policy, "auditConfigs": theirs}, **mask})
 
-    mended = play(*PROVISION, "gcp_project")
+    mended = play(*PROVISION, "gcp_identity")
 
     assert (mended.code, mended.changed) == (0, 1), mended.output
     policy = cloud.call("POST", f"{IAM_POLICY}:getIamPolicy", {}).json()
