@@ -155,10 +155,6 @@ browser: # What the browser test needs; certutil makes the browser trust the emu
 integration: images browser ## The real playbooks against the emulated cloud, end to end
 	pytest -q tests/integration
 
-.PHONY: faults
-faults: images ## site.yml from nothing under every fault of Google's; an hour, and it replaces the demo
-	pytest -v tests/faults
-
 .PHONY: test
 test: ## Everything CI runs, from nothing
 	@$(MAKE) --no-print-directory lint sanity images wheels browser
