@@ -537,11 +537,9 @@ PRICES_DATE = "May to October 2026"
 # List prices in USD, on demand, without tax, discount or free tier.
 # e2-standard: Google's page of VM prices on 2026-10-07 (0.067006 an hour for two), linear in the number of vCPUs.
 E2_STANDARD_VCPU_HOUR = 0.067006 / 2
-# Balanced persistent disk, a GiB.
-DISK_GIB_MONTH = {"pd-balanced": 0.10}
 # Google's page of network prices on 2026-10-16: in use, on a VM that is not preemptible.
 ADDRESS_HOUR = 0.005
-# Cloud SQL Enterprise, dedicated cores, May 2026. High availability costs twice.
+# Cloud SQL Enterprise, dedicated cores, in one zone, May 2026.
 SQL_VCPU_HOUR = 0.0413
 SQL_GIB_HOUR = 0.007
 
@@ -558,8 +556,7 @@ def costs(cloud: Facts, deployment: Deployment) -> list[Cost]:
         found += [Cost(f"Address of {machine['name']}", "external IPv4", ADDRESS_HOUR * HOURS_A_MONTH) for _ in access]
     for disk in resources(cloud, "compute.disks")[0]:
         kind, gib = str(disk.get("type", "")).rpartition("/")[2], int(disk.get("sizeGb", 0))
-        price = DISK_GIB_MONTH.get(kind)
-        found.append(Cost(f"Disk {disk['name']}", f"{gib} GiB {kind}", gib * price if price else None))
+        found.append(Cost(f"Disk {disk['name']}", f"{gib} GiB {kind}", None))
     instance, _error = named(cloud, "sqladmin.instances", deployment.database)
     if instance:
         found += sql_costs(instance.get("settings", {}), deployment)
@@ -574,9 +571,9 @@ def sql_costs(settings: Facts, deployment: Deployment) -> list[Cost]:
     regional = settings.get("availabilityType") == "REGIONAL"
     shape = re.fullmatch(r"db-custom-(\d+)-(\d+)", tier)
     month = None
-    if shape and settings.get("edition", "ENTERPRISE") == "ENTERPRISE":
+    if shape and not regional and settings.get("edition", "ENTERPRISE") == "ENTERPRISE":
         hour = int(shape[1]) * SQL_VCPU_HOUR + int(shape[2]) / 1024 * SQL_GIB_HOUR
-        month = hour * HOURS_A_MONTH * (2 if regional else 1)
+        month = hour * HOURS_A_MONTH
     storage = f"{settings.get('dataDiskSizeGb', '?')} GiB {settings.get('dataDiskType', '')}"
     return [
         Cost(title, tier + (", REGIONAL" if regional else ""), month),

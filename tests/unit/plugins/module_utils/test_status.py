@@ -328,26 +328,30 @@ def test_several_servers_are_told_apart():
 
 # Costs
 
+# Whose price was looked up, as that of a standby was not.
+ZONAL = {f"{SQL}settings__availabilityType": "ZONAL"}
+
 
 def test_costs_are_list_prices_and_what_is_not_known_is_not_guessed():
     costs = {cost.resource: cost.month for cost in judged().costs}
     assert costs["VM mlflow-1"] == pytest.approx(48.91, abs=0.01)
     assert costs["Address of mlflow-1"] == pytest.approx(3.65)
-    assert costs["Disk mlflow-1"] == pytest.approx(5.00)
-    # Twice, for the standby.
-    assert costs["Cloud SQL mlflow"] == pytest.approx(2 * 49.31, abs=0.01)
+    assert costs["Disk mlflow-1"] is None
+    assert costs["Cloud SQL mlflow"] is None
     assert costs["Cloud SQL mlflow, storage"] is None
     assert costs["Bucket demo-artifacts"] is None
-    assert status.total(judged()) == "156.19"
+    assert status.total(judged()) == "52.56"
+    zonal = {cost.resource: cost.month for cost in judged(**ZONAL).costs}
+    assert zonal["Cloud SQL mlflow"] == pytest.approx(49.31, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("change", "resource"),
     [
         ({f"{VM}machineType": "zones/z/machineTypes/n2d-standard-2"}, "VM mlflow-1"),
-        ({"cloud__compute.disks__0__type": "zones/z/diskTypes/hyperdisk-balanced"}, "Disk mlflow-1"),
-        ({f"{SQL}settings__edition": "ENTERPRISE_PLUS"}, "Cloud SQL mlflow"),
-        ({f"{SQL}settings__tier": "db-f1-micro"}, "Cloud SQL mlflow"),
+        ({}, "Cloud SQL mlflow"),
+        ({**ZONAL, f"{SQL}settings__edition": "ENTERPRISE_PLUS"}, "Cloud SQL mlflow"),
+        ({**ZONAL, f"{SQL}settings__tier": "db-f1-micro"}, "Cloud SQL mlflow"),
     ],
 )
 def test_a_shape_without_a_known_price_is_not_estimated(change, resource):
