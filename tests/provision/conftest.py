@@ -275,13 +275,17 @@ def writes(calls: list[Json]) -> list[Json]:
     return [call for call in calls if call["verb"] != "GET" and call["method"] and not call["method"].endswith(READING)]
 
 
+@contextlib.contextmanager
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Serve an emulated cloud until the context ends, and lead this process' clients there."""
+    with pytest.MonkeyPatch.context() as patch, serving(tmp_path_factory.mktemp("cloud"), patch) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The emulated cloud, one for all tests."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
-    ):
+    with emulated(tmp_path_factory) as running:
         yield running
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.emulator.conftest import Running, serving
+from tests.provision.conftest import emulated
+from tests.unit.emulator.conftest import Running
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT = "demo-project"
@@ -167,10 +168,7 @@ def without_counter(policy: dict[str, Any]) -> Any:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """An emulated cloud of its own."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
-    ):
+    with emulated(tmp_path_factory) as running:
         yield running
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.provision.conftest import emulated
 from tests.provision.test_existing import COMPUTE, CONFIRMED, DNS, LOGS, PROJECT, SQL, play, tables
-from tests.unit.emulator.conftest import Running, serving
+from tests.unit.emulator.conftest import Running
 
 SWITCH = "platform_sql_private_service_connect_enabled"
 REGION = f"{COMPUTE}/regions/europe-west1"
@@ -22,10 +23,7 @@ ROLES = ("--tags", "gcp_network,gcp_sql")
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """An emulated cloud of its own."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
-    ):
+    with emulated(tmp_path_factory) as running:
         yield running
 
 
