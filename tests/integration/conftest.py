@@ -73,7 +73,11 @@ class Cloud:
     def call(self, verb: str, url: str, body: Any = None, token: str | None = None) -> requests.Response:
         """Ask Google as the operator, or as whoever the token belongs to."""
         headers = {"Authorization": f"Bearer {token or self.token}"}
-        return self.http.request(verb, url, json=body, headers=headers, timeout=30)
+        response = self.http.request(verb, url, json=body, headers=headers, timeout=30)
+        if not response.ok:
+            # Said by raise_for_status, which would say no more than Forbidden.
+            response.reason = response.text
+        return response
 
     def get(self, url: str) -> Any:
         response = self.call("GET", url)
