@@ -123,14 +123,15 @@ sanity: .venv/installed ## Ansible's own checks of a collection, those that fit;
 
 .PHONY: unit
 unit: .venv/installed ## Unit and structure tests, and provisioning without machines
-	pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
+	pytest -q --durations=25 -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
 SCENARIOS := upgrade mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets
-TWO_AT_A_TIME := xargs -n 1 -P 2 $(MAKE) --no-print-directory
+# On two cores: half of what each does is waiting.
+SIDE_BY_SIDE := xargs -n 1 -P 3 $(MAKE) --no-print-directory
 
 .PHONY: molecule
-molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, two at a time
-	@printf 'logged-scenario-%s\n' $(SCENARIOS) | $(TWO_AT_A_TIME)
+molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, three at a time
+	@printf 'logged-scenario-%s\n' $(SCENARIOS) | $(SIDE_BY_SIDE)
 
 scenario-%:
 	molecule test -s $* $(OPTIONS_$*)
@@ -153,10 +154,10 @@ browser: # What the browser test needs; certutil makes the browser trust the emu
 
 .PHONY: integration
 integration: images browser ## The real playbooks against the emulated cloud, end to end
-	pytest -q tests/integration
+	pytest -q --durations=25 tests/integration
 
 .PHONY: test
 test: ## Everything CI runs, from nothing
 	@$(MAKE) --no-print-directory lint sanity images wheels browser
-	@# Longest first, so that the two that run side by side end together.
-	@printf 'logged-%s\n' integration scenario-upgrade unit $(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) | $(TWO_AT_A_TIME)
+	@# Longest first, so that those that run side by side end together.
+	@printf 'logged-%s\n' integration scenario-upgrade unit $(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) | $(SIDE_BY_SIDE)

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import fcntl
 import logging
-import os
 import pathlib
 import signal
 import socket
@@ -70,8 +69,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     if not arguments.no_effects:
         if not (settings.state / "apt").exists():
             ops_agent.build_apt_repository(settings.state / "apt")
-        domains = os.environ.get("EMULATOR_DOMAINS", environment.DOMAIN).split(",")
-        effects: Effects = DockerEffects((settings.state / "ca.pem").read_text(), domains)
+        effects: Effects = DockerEffects((settings.state / "ca.pem").read_text())
         server.cloud.effects = effects
     await server.start()
     if arguments.no_effects:

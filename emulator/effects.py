@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import tarfile
 import threading
 import time
@@ -28,6 +29,7 @@ from emulator.sql_instance import IAM_FLAG
 
 LABEL = "mlops.mlflow_gcp"
 SQL_IMAGE = "mlflow-gcp/cloud:debian-13"
+_DOMAIN = ".localhost"
 MYSQL_FLAGS = {
     mysql_instance.IAM_FLAG,
     "general_log",
@@ -206,8 +208,8 @@ class NoEffects:
 class DockerEffects:
     """Effects by the Docker engine that the environment names.
 
-    `authority_pem` is the certificate VMs must trust, `domains` the operator's names, `metadata_address` where the
-    emulator answers on the Docker network `network`.
+    `authority_pem` is the certificate VMs must trust, `metadata_address` where the emulator answers on the Docker
+    network `network`.
     """
 
     holds_data = True
@@ -215,12 +217,10 @@ class DockerEffects:
     def __init__(
         self,
         authority_pem: str,
-        domains: Sequence[str],
         metadata_address: str = "198.18.0.2",
         network: str = "mlflow-gcp",
     ) -> None:
         self._authority_pem = authority_pem
-        self._domains = list(domains)
         self._metadata_address = metadata_address
         self._network = network
         self._placing = threading.Lock()
@@ -245,7 +245,7 @@ class DockerEffects:
             f"gce-{name}",
             f"mlflow-gcp/vm:{image_family}",
             external_ip,
-            aliases=[f"{name}.{domain}", *(self._domains if external_ip else [])],
+            aliases=[f"{name}.{domain}", *([_domain(name)] if external_ip else [])],
             labels={f"{LABEL}.external-ip": external_ip} if external_ip else {},
             hostname=name,
             cap_add=["SYS_ADMIN", "NET_ADMIN"],
@@ -427,11 +427,12 @@ class DockerEffects:
         )
 
     def address_of_domain(self, host: str) -> str | None:
-        """Return the address of the running VM that serves one of the operator's names."""
-        if host not in self._domains:
+        """Return the address of the running VM that serves a deployment's name."""
+        if not host.endswith(_DOMAIN):
             return None
         with _explained(f"find the VM behind {host}"):
-            running = [c for c in self._containers("external-ip") if c.status == "running"]
+            serving = [c for c in self._containers("external-ip") if _domain(str(c.name).removeprefix("gce-")) == host]
+            running = [c for c in serving if c.status == "running"]
         return self._address(running[0]) if running else None
 
     def _create(
@@ -533,6 +534,11 @@ class DockerEffects:
 def _engine(container: Container) -> Engine:
     """Return the engine of a Cloud SQL container; one that does not say is older than the choice."""
     return ENGINES[container.labels.get(f"{LABEL}.engine", "POSTGRES")]
+
+
+def _domain(name: str) -> str:
+    """Return the operator's name for a VM that has an external address: those of a deployment are numbered."""
+    return re.sub(r"-[0-9]+$", "", name) + _DOMAIN
 
 
 def _booted(status: int, printed: str) -> bool:

@@ -10,7 +10,6 @@ from emulator.state import write_private
 
 PROXY_PORT = 8089
 PROJECT = "demo-project"
-DOMAIN = "mlflow.localhost"
 DIRECTORY = pathlib.Path(__file__).resolve().parent.parent / ".emulator"
 
 

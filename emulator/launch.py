@@ -116,11 +116,10 @@ def _cloud_options(engine: docker.DockerClient) -> dict[str, Any]:
     endpoint = engine.api.create_endpoint_config(aliases=_HOSTS, ipv4_address=str(ADDRESSES[2]))
     command = ["/opt/venv/bin/python", "-m", "emulator", "serve", "--state", _STATE, "--listen", _ANY_ADDRESS]
     command += ["--tls-port", "443", "--metadata-port", "80", "--metadata-address", "169.254.169.254"]
-    domains = os.environ.get("EMULATOR_DOMAINS", environment.DOMAIN)
     return {
         "command": command,
         "working_dir": "/opt/emulated-cloud",
-        "environment": {"EMULATOR_DOMAINS": domains, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
+        "environment": {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
         "volumes": [
             f"{_VOLUME}:{_STATE}",
             f"{_SOURCE}:/opt/emulated-cloud/emulator:ro",

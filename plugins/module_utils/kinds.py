@@ -190,7 +190,10 @@ KINDS: dict[str, Kind] = {
             keyed={"metadata.items": "key", "serviceAccounts": "email"},
             positional=_fields("disks", "networkInterfaces", "networkInterfaces.accessConfigs"),
             sets=_fields("tags.items", "serviceAccounts.scopes", "resourcePolicies"),
-            write_only=_fields("disks.initializeParams", "disks.diskEncryptionKey", "disks.diskSizeGb", "params"),
+            # Of these gcp_vm changes the type of the machine and the size of its disk.
+            write_only=_fields(
+                "machineType", "disks.initializeParams", "disks.diskEncryptionKey", "disks.diskSizeGb", "params"
+            ),
         ),
     ),
     "compute.disks": Kind(

@@ -261,15 +261,23 @@ def test_every_database_user_changed_by_hand_is_foretold_and_mended_or_refused(w
 
 
 def test_a_machine_stopped_by_hand_runs_again_and_its_size_is_kept(world: World, tasks: list[Task]) -> None:
-    for task in of(tasks, "gcp_vm"):
-        zone = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}/zones/{task.arguments['zone']}"
-        machine, seen = f"{zone}/instances/{task.arguments['name']}", world.visible()
-        world.running.done(world.running.call("POST", f"{machine}/stop"))
-        kind = {"machineType": f"zones/{task.arguments['zone']}/machineTypes/e2-small"}
-        world.running.done(world.running.call("POST", f"{machine}/setMachineType", kind))
-        result = world.foretold(task.module, task.arguments)
-        assert {one["field"] for one in result["differences"]} == {"machineType", "status"}
-        assert world.visible() == seen
-        with world.untouched():
-            refused = world.module(task.module, {**task.arguments, "machine_type": "e2-small"})
-        assert "machineType is e2-standard-2, wanted e2-small" in refused["msg"]
+    machines = [one for task in of(tasks, "gcp_resource") for one in task.arguments["resources"]]
+    (wanted,) = (one for one in machines if one["kind"] == "compute.instances")
+    arguments = {
+        "project": PROJECT,
+        "zone": wanted["location"],
+        "name": wanted["name"],
+        "machine_type": "e2-standard-2",
+        "disk_size_gib": 50,
+    }
+    zone = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}/zones/{wanted['location']}"
+    machine, seen = f"{zone}/instances/{wanted['name']}", world.visible()
+    world.running.done(world.running.call("POST", f"{machine}/stop"))
+    kind = {"machineType": f"zones/{wanted['location']}/machineTypes/e2-small"}
+    world.running.done(world.running.call("POST", f"{machine}/setMachineType", kind))
+    result = world.foretold("gcp_vm", arguments)
+    assert {one["field"] for one in result["differences"]} == {"machineType", "status"}
+    assert world.visible() == seen
+    with world.untouched():
+        refused = world.module("gcp_vm", {**arguments, "machine_type": "e2-small"})
+    assert "machineType is e2-standard-2, wanted e2-small" in refused["msg"]
