@@ -215,9 +215,30 @@ def test_the_state_is_told_on_loopback_only(host: Host) -> None:
 
 
 def test_a_killed_nginx_comes_back(host: Host) -> None:
-    host.check_output("kill -9 $(cat /run/nginx.pid)")
+    host.check_output("kill -9 $(cat /var/lib/nginx/nginx.pid)")
     time.sleep(4)
     assert head(host, f"{URL}/")[0] == 200
+
+
+def test_the_service_is_confined(host: Host) -> None:
+    report = host.check_output("systemd-analyze security --no-pager nginx.service | tail -1")
+    assert float(report.split("nginx.service:")[1].split()[0]) <= 2.5
+    # Of the running processes, not only of the unit.
+    pid = host.check_output("cat /var/lib/nginx/nginx.pid")
+    assert host.check_output("systemctl show -P MainPID nginx") == pid
+    confined = f"nsenter --target {pid} --mount"
+    for place in ("/etc/nginx", "/run", "/usr/local/sbin"):
+        assert host.run(f"{confined} touch {place}/made-by-a-test").rc != 0
+    assert "Seccomp:\t2" in host.check_output(f"cat /proc/{pid}/status")
+
+
+def test_rotated_logs_are_followed(host: Host) -> None:
+    host.check_output(
+        "cd /var/log/nginx && mv access.log access.log.1 && install -m 0640 -o www-data -g adm /dev/null access.log"
+        " && invoke-rc.d nginx rotate && sleep 1"
+    )
+    head(host, f"{URL}/after-rotation")
+    assert last_logged(host)["uri"] == "/after-rotation"
 
 
 def test_a_real_certificate_is_taken_up_by_a_reload(host: Host) -> None:
