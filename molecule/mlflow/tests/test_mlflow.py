@@ -95,6 +95,16 @@ def test_unit_is_confined(host: Host) -> None:
     assert float(report.split(f"{unit}:")[1].split()[0]) <= 1.5
 
 
+def test_a_worker_goes_first_where_memory_runs_out(host: Host) -> None:
+    main = host.check_output("systemctl show -P MainPID mlflow")
+    supervisor = host.check_output(f"pgrep --parent {main} --full uvicorn")
+    workers = host.check_output(f"pgrep --parent {supervisor} --full spawn_main").split()
+    assert len(workers) == 2
+    assert {host.check_output(f"cat /proc/{worker}/oom_score_adj") for worker in workers} == {"500"}
+    assert host.check_output("cat /proc/$(pidof -s systemd-journald)/oom_score_adj") != "500"
+    assert host.check_output("systemctl show -P OOMPolicy mlflow") == "continue"
+
+
 @pytest.mark.parametrize("login", ["", "admin:wrong-password-1", "nobody:wrong-password-1"])
 def test_the_api_wants_a_login(host: Host, login: str) -> None:
     status, _ = call(host, SEARCH, login=login)
