@@ -125,7 +125,7 @@ sanity: .venv/installed ## Ansible's own checks of a collection, those that fit;
 unit: .venv/installed ## Unit and structure tests, and provisioning without machines
 	pytest -q --durations=25 -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
-SCENARIOS := upgrade mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets
+SCENARIOS := upgrade mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets upkeep
 # On two cores: half of what each does is waiting.
 SIDE_BY_SIDE := xargs -n 1 -P 3 $(MAKE) --no-print-directory
 

@@ -10,10 +10,20 @@ SECRETS = (PASSWORD, "flask-secret-91d2", "database-secret-7a")
 LIVE = "/run/mlflow/live.sock"
 READY = "/opt/mlflow/bin/mlflow-ready"
 TRACKING_SCHEMA = "SELECT version_num FROM alembic_version"
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+REQUEST_ID = "0123456789abcdef0123456789abcdef"
 OLDER_REVISION = "f5a4f2784254"
 
 
-def call(host: Host, path: str, body: object = None, *, method: str = "", login: str = f"admin:{PASSWORD}"):
+def call(
+    host: Host,
+    path: str,
+    body: object = None,
+    *,
+    method: str = "",
+    login: str = f"admin:{PASSWORD}",
+    request_id: str = "",
+):
     """Status and JSON answer of one API call over the live socket."""
     command = f"curl --silent --unix-socket {LIVE} --write-out '\\n%{{http_code}}' "
     if login:
@@ -21,6 +31,8 @@ def call(host: Host, path: str, body: object = None, *, method: str = "", login:
         command += f"--header 'Authorization: Basic {header}' "
     if body is not None:
         command += f"--header 'Content-Type: application/json' --data '{json.dumps(body)}' "
+    if request_id:
+        command += f"--header 'X-Request-ID: {request_id}' "
     if method:
         command += f"--request {method} "
     answer, _, status = host.check_output(f"{command} 'http://mlflow.test{path}'").rpartition("\n")
@@ -80,12 +92,22 @@ def test_release_belongs_to_root_and_its_page_is_compressed(host: Host) -> None:
 def test_unit_is_confined(host: Host) -> None:
     unit = host.check_output("systemctl show -P Id mlflow.service")
     report = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -1")
-    assert float(report.split(f"{unit}:")[1].split()[0]) < 2.0
+    assert float(report.split(f"{unit}:")[1].split()[0]) <= 1.5
+
+
+def test_a_worker_goes_first_where_memory_runs_out(host: Host) -> None:
+    main = host.check_output("systemctl show -P MainPID mlflow")
+    supervisor = host.check_output(f"pgrep --parent {main} --full uvicorn")
+    workers = host.check_output(f"pgrep --parent {supervisor} --full spawn_main").split()
+    assert len(workers) == 2
+    assert {host.check_output(f"cat /proc/{worker}/oom_score_adj") for worker in workers} == {"500"}
+    assert host.check_output("cat /proc/$(pidof -s systemd-journald)/oom_score_adj") != "500"
+    assert host.check_output("systemctl show -P OOMPolicy mlflow") == "continue"
 
 
 @pytest.mark.parametrize("login", ["", "admin:wrong-password-1", "nobody:wrong-password-1"])
 def test_the_api_wants_a_login(host: Host, login: str) -> None:
-    status, _ = call(host, "/api/2.0/mlflow/experiments/search?max_results=1", login=login)
+    status, _ = call(host, SEARCH, login=login)
     assert status == 401
 
 
@@ -116,9 +138,12 @@ def test_readiness_follows_the_database(host: Host) -> None:
     host.check_output("systemctl stop postgresql")
     try:
         away = host.run(READY)
+        call(host, SEARCH, request_id=REQUEST_ID)
         constant, _ = call(host, "/health", login="")
     finally:
         host.check_output("systemctl start postgresql")
+    # Which request it was; NGINX gives the id.
+    assert f"ERROR mlflow.server.handlers: request_id={REQUEST_ID} " in journal(host)
     assert away.rc == 1
     assert "is the database there?" in away.stderr
     assert constant == 200
@@ -142,7 +167,7 @@ def test_the_secret_decides_the_administrators_password(host: Host) -> None:
     assert call(host, "/api/2.0/mlflow/users/update-password", changed, method="PATCH")[0] == 200
     host.check_output("systemctl restart mlflow")
     assert host.run(READY).rc == 0
-    assert call(host, "/api/2.0/mlflow/experiments/search?max_results=1")[0] == 200
+    assert call(host, SEARCH)[0] == 200
 
 
 @pytest.mark.parametrize(

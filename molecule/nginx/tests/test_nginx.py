@@ -1,4 +1,5 @@
 import json
+import re
 import time
 
 import pytest
@@ -162,13 +163,50 @@ def test_a_switched_socket_is_followed(host: Host) -> None:
         host.check_output("ln -sfn release.sock /run/upstream/live.sock")
 
 
-def test_the_access_log_is_json(host: Host) -> None:
-    head(host, f"{URL}/logged?quote=%22", "--user 'a\"b:secret'")
-    entry = json.loads(host.check_output("tail -1 /var/log/nginx/access.log"))
-    assert entry["uri"] == "/logged?quote=%22"
+def last_logged(host: Host) -> dict[str, object]:
+    return json.loads(host.check_output("tail -1 /var/log/nginx/access.log"))
+
+
+def test_the_access_log_is_json_without_secrets(host: Host) -> None:
+    head(host, f"{URL}/api/2.0/mlflow/runs/get?token=secret", "--user 'a\"b:secret'")
+    entry = last_logged(host)
+    assert entry["uri"] == entry["route"] == "/api/2.0/mlflow/runs/get"
     assert entry["user"] == 'a"b'
     assert (entry["status"], entry["method"], entry["host"]) == (200, "GET", "mlflow.test")
+    assert 0 <= float(str(entry["seconds"])) < 60 > float(str(entry["upstream_seconds"])) >= 0
     assert "secret" not in json.dumps(entry)
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/", "/"),
+        ("/api/2.0/mlflow-artifacts/artifacts/1/0fa1/artifacts/model/file", "/api/2.0/mlflow-artifacts/artifacts"),
+        ("/ajax-api/3.0/mlflow/traces/tr-7c1a/tags", "/ajax-api/3.0/mlflow/traces"),
+        ("/v1/traces", "/v1/traces"),
+        ("/0fa1/secret", "/"),
+    ],
+)
+def test_the_route_in_the_log_names_no_object(host: Host, path: str, route: str) -> None:
+    head(host, URL + path)
+    assert (last_logged(host)["uri"], last_logged(host)["route"]) == (path, route)
+
+
+@pytest.mark.parametrize("given", ["", "0123456789abcdef0123456789abcdef"])
+def test_a_request_has_one_id_in_answer_log_and_upstream_and_callers_cannot_choose_it(host: Host, given: str) -> None:
+    options = f"--header 'X-Request-ID: {given}'" if given else ""
+    answer = host.check_output(f"{CURL} {options} --include {URL}/x").lower()
+    (told,) = (line.split(": ")[1] for line in answer.splitlines() if line.startswith("x-request-id: "))
+    assert re.fullmatch(r"[0-9a-f]{32}", told)
+    assert told != given
+    assert f'"x-request-id": "{told}"' in answer
+    assert last_logged(host)["request_id"] == told
+
+
+@pytest.mark.parametrize("url", ["http://mlflow.test/x", f"{URL}/api/3.0/mlflow/assistant", URL + MAIN])
+def test_what_nginx_answers_itself_has_an_id_too(host: Host, url: str) -> None:
+    _, headers = head(host, url)
+    assert headers["x-request-id"] == last_logged(host)["request_id"]
 
 
 def test_the_state_is_told_on_loopback_only(host: Host) -> None:
@@ -177,9 +215,30 @@ def test_the_state_is_told_on_loopback_only(host: Host) -> None:
 
 
 def test_a_killed_nginx_comes_back(host: Host) -> None:
-    host.check_output("kill -9 $(cat /run/nginx.pid)")
+    host.check_output("kill -9 $(cat /var/lib/nginx/nginx.pid)")
     time.sleep(4)
     assert head(host, f"{URL}/")[0] == 200
+
+
+def test_the_service_is_confined(host: Host) -> None:
+    report = host.check_output("systemd-analyze security --no-pager nginx.service | tail -1")
+    assert float(report.split("nginx.service:")[1].split()[0]) <= 2.5
+    # Of the running processes, not only of the unit.
+    pid = host.check_output("cat /var/lib/nginx/nginx.pid")
+    assert host.check_output("systemctl show -P MainPID nginx") == pid
+    confined = f"nsenter --target {pid} --mount"
+    for place in ("/etc/nginx", "/run", "/usr/local/sbin"):
+        assert host.run(f"{confined} touch {place}/made-by-a-test").rc != 0
+    assert "Seccomp:\t2" in host.check_output(f"cat /proc/{pid}/status")
+
+
+def test_rotated_logs_are_followed(host: Host) -> None:
+    host.check_output(
+        "cd /var/log/nginx && mv access.log access.log.1 && install -m 0640 -o www-data -g adm /dev/null access.log"
+        " && invoke-rc.d nginx rotate && sleep 1"
+    )
+    head(host, f"{URL}/after-rotation")
+    assert last_logged(host)["uri"] == "/after-rotation"
 
 
 def test_a_real_certificate_is_taken_up_by_a_reload(host: Host) -> None:

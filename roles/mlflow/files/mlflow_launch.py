@@ -19,6 +19,7 @@ import time
 
 import alembic.command
 import alembic.config
+import mlflow.server
 import sqlalchemy
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -207,11 +208,15 @@ def serve(schemas: list[Schema]) -> None:
     socket = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
     socket.unlink(missing_ok=True)
     # NGINX writes the access log.
-    uvicorn = f"--uds {socket} --no-access-log --timeout-graceful-shutdown 30"
+    own = pathlib.Path(__file__).parent
+    uvicorn = f"--uds {socket} --no-access-log --timeout-graceful-shutdown 30 --app-dir {own}"
     options = ["--app-name", "basic-auth", "--workers", os.environ["MLFLOW_WORKERS"], "--uvicorn-opts", uvicorn]
 
     from mlflow.cli import cli
 
+    # Only a package could name an app of its own, and only under basic-auth's name does MLflow prepare the login.
+    sys.path.append(str(own))
+    mlflow.server._find_app = lambda app_name: {"basic-auth": "mlflow_app:create_app"}[app_name]
     cli.main(["server", "--serve-artifacts", *options], prog_name="mlflow")
 
 
