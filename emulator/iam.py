@@ -216,7 +216,7 @@ class Access:
 
     def _grants(self, binding: Resource, email: str | None, permission: str, resource: str) -> bool:
         role = binding["role"]
-        if "condition" in binding or not any(fnmatch.fnmatchcase(permission, held) for held in ROLES.get(role, [])):
+        if "condition" in binding or not any(fnmatch.fnmatchcase(permission, held) for held in self._permissions(role)):
             return False
         if role == "roles/owner" and fnmatch.fnmatchcase(permission, _NOT_OWNERS):
             return False
@@ -231,6 +231,11 @@ class Access:
         # `projectOwner:p` stands for whoever is owner of project p.
         owners = [member.removeprefix("projectOwner:") for member in members if member.startswith("projectOwner:")]
         return any(self._is_owner(email, project) for project in owners if not resource.startswith("projects/"))
+
+    def _permissions(self, role: str) -> list[str]:
+        """Return what a role holds; a project's own one that is deleted holds nothing."""
+        own = self._state.resources.get(f"iam/{role}", {})
+        return ROLES.get(role, []) if not own else [] if own.get("deleted") else own.get("includedPermissions", [])
 
     def _is_owner(self, email: str | None, project: str) -> bool:
         bindings = self._state.policies.get(f"projects/{project}", {}).get("bindings", [])
@@ -306,7 +311,8 @@ class Access:
         return self.get_policy(resource)
 
     def _check_binding(self, binding: Resource, version: int) -> None:
-        if binding.get("role") not in ROLES:
+        role = binding.get("role")
+        if role not in ROLES and self._state.resources.get(f"iam/{role}", {"deleted": True}).get("deleted"):
             raise ApiError(400, f"Role {binding.get('role')} is not supported for this resource.")
         if "condition" in binding and version != 3:
             raise ApiError(400, "A policy with conditions must have version 3.")

@@ -7,12 +7,14 @@ import re
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from emulator import oauth
-from emulator.cloud import Call, held_permissions, serves
+from emulator.cloud import METHODS, Call, held_permissions, serves
 from emulator.errors import ApiError
 from emulator.iam import ROLES
 from emulator.state import Resource, State, fingerprint, public
 
 _ACCOUNT_ID = re.compile(r"[a-z]([-a-z0-9]{4,28}[a-z0-9])")
+_ROLE_ID = re.compile(r"[A-Za-z0-9_.]{3,64}")
+_ROLE_FIELDS = {"title", "description", "stage", "includedPermissions"}
 
 
 def new_account(state: State, project: str, email: str, described: Resource) -> Resource:
@@ -158,6 +160,82 @@ def _get_role(call: Call) -> Resource:
 @serves("iam.roles.list", resources=lambda _call: [])
 def _list_roles(call: Call) -> Resource:
     return call.page([_role(name) for name in sorted(ROLES)], "roles", "pageSize")
+
+
+def _own_role(call: Call) -> Resource:
+    found = call.state.resources.get(f"iam/{call.name}")
+    if found is None:
+        raise ApiError(404, f"The role named {call.name} was not found.", status="NOT_FOUND")
+    return found
+
+
+def _check_role(role: Resource) -> None:
+    """Raise `ApiError` 400 for a permission that nothing here asks for: a real one, or it would grant nothing."""
+    known = {entry.permission for entry in METHODS.values()}
+    for permission in role.get("includedPermissions", []):
+        if permission not in known:
+            raise ApiError(400, f"Permission {permission} is not valid.", status="INVALID_ARGUMENT")
+
+
+@serves("iam.projects.roles.create", permission="iam.roles.create")
+def _create_role(call: Call) -> Resource:
+    identity, role = call.body.get("roleId", ""), call.body.get("role") or {}
+    if not _ROLE_ID.fullmatch(identity):
+        raise ApiError(400, f"The role ID {identity} is not valid: 3-64 letters, digits, underscores and periods.")
+    name = f"{call.name}/roles/{identity}"
+    there = call.state.resources.get(f"iam/{name}")
+    if there and there.get("deleted"):
+        # https://cloud.google.com/iam/docs/creating-custom-roles#deleting-custom-role
+        message = f"You can't create a role with role_id ({identity}) where there is an existing role with that role_id"
+        raise ApiError(400, f"{message} in a deleted state.", status="FAILED_PRECONDITION")
+    if there:
+        raise ApiError(409, f"A role named {identity} in {call.name} already exists.", status="ALREADY_EXISTS")
+    _check_role(role)
+    made = {"name": name, "stage": "ALPHA", **{key: role[key] for key in _ROLE_FIELDS & set(role)}}
+    call.state.resources[f"iam/{name}"] = {**made, "etag": fingerprint(made)}
+    return call.state.resources[f"iam/{name}"]
+
+
+@serves("iam.projects.roles.get", permission="iam.roles.get")
+def _get_own_role(call: Call) -> Resource:
+    return _own_role(call)
+
+
+@serves("iam.projects.roles.list", permission="iam.roles.list")
+def _list_own_roles(call: Call) -> Resource:
+    found = [public(item) for _, item in call.state.under(f"iam/{call.name}/roles/") if not item.get("deleted")]
+    return call.page(found, "roles", "pageSize")
+
+
+@serves("iam.projects.roles.patch", permission="iam.roles.update")
+def _patch_role(call: Call) -> Resource:
+    role, changes = _own_role(call), call.body or {}
+    masked = set(call.parameters.get("updateMask", "").split(",")) - {""} or _ROLE_FIELDS & set(changes)
+    if role.get("deleted") or not masked <= _ROLE_FIELDS:
+        raise ApiError(400, f"The role is deleted, or one of {sorted(masked)} cannot be changed.")
+    if changes.get("etag", role["etag"]) != role["etag"]:
+        raise ApiError(409, "There were concurrent changes to the role.", reason="aborted", status="ABORTED")
+    _check_role(changes)
+    for field in masked:
+        role.pop(field, None)
+        role |= {field: changes[field]} if field in changes else {}
+    role["etag"] = fingerprint(role)
+    return role
+
+
+@serves("iam.projects.roles.delete", permission="iam.roles.delete")
+def _delete_role(call: Call) -> Resource:
+    """Marks it: for a week it can be had back, and for a month more its name stays taken."""
+    role = _own_role(call)
+    role["deleted"] = True
+    return role
+
+
+@serves("iam.projects.roles.undelete", permission="iam.roles.undelete")
+def _undelete_role(call: Call) -> Resource:
+    role = _own_role(call)
+    role.pop("deleted", None)
+    return role
 
 
 @serves("iamcredentials.projects.serviceAccounts.getAllowedLocations", resources=lambda _call: [])

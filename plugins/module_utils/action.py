@@ -8,7 +8,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, Node, methods, validate
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference, mask, masked
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS, READABLE
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import (
     VISIBILITY_SECONDS,
     Resource,

@@ -19,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.action import Action, WantedAction
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import find
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     THREADS,
     AmbiguousError,
@@ -34,7 +36,16 @@ ARTIFACTS = "artifacts.ndjson.gz"
 # So that a guess at a secret costs as much as OWASP asks for: a person may have chosen it.
 ITERATIONS = 600_000
 UPLOAD_ATTEMPTS = 5
+# How long one export may take.
+TIMEOUT_SECONDS = 7200
+DUMP = ".sql.gz"
+# Tracking comes first: a permission of something that is not there yet harms nobody, while something whose permissions
+# are missing would be closed to its owner.
+DATABASES = ("tracking", "auth")
+# Where Alembic keeps the schema's revision: MLflow's tracking database has the first, that of users the other.
+VERSION_TABLES = frozenset({"alembic_version", "alembic_version_auth"})
 _COPY = re.compile(rb'COPY \w+\.(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)) .*FROM stdin;')
+_REVISION = re.compile(rb"INSERT INTO `(\w+)` VALUES \('(\w+)'\);")
 
 
 def stat(cloud: Session, bucket: str, name: str) -> Json | None:
@@ -67,12 +78,16 @@ def objects(cloud: Session, bucket: str, **query: Any) -> Iterator[Json]:
 
 @dataclass
 class Contents:
-    """What reading a file back tells: `rows` by table, for a dump of PostgreSQL; `data` where it is asked for."""
+    """What reading a file back tells: `rows` by table, for a dump of PostgreSQL; `data` where it is asked for.
+
+    `schema` is the revision of MLflow's schema that a dump has, empty where it tells of none.
+    """
 
     size: int = 0
     sha256: str = ""
     md5: str = ""
     rows: dict[str, int] = field(default_factory=dict)
+    schema: str = ""
     data: bytes = b""
 
 
@@ -98,10 +113,13 @@ def read_back(chunks: Iterable[bytes], name: str, *, keep: bool = False) -> Cont
                 if begun := _COPY.fullmatch(line):
                     table = (begun["quoted"] or begun["plain"]).decode()
                     found.rows[table] = 0
+                elif (row := _REVISION.fullmatch(line)) and row[1].decode() in VERSION_TABLES:
+                    found.schema = row[2].decode()
             elif line == b"\\.":
                 table = ""
             else:
                 found.rows[table] += 1
+                found.schema = line.decode() if table in VERSION_TABLES else found.schema
     if unpacked and not unpacked.eof:
         raise CloudError(f"{name}: is damaged (it ends too early)")
     found.sha256, found.data = sha256.hexdigest(), bytes(data)
@@ -189,7 +207,7 @@ def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
     ]
     lines = "".join(f"{json.dumps(one)}\n" for one in listed)
     write(cloud, wanted.bucket, f"{wanted.name}/{ARTIFACTS}", gzip.compress(lines.encode(), mtime=0))
-    files, rows = {}, {}
+    files, rows, schemas = {}, {}, {}
     for file in [*wanted.dumps, ARTIFACTS]:
         described = stat(cloud, wanted.bucket, f"{wanted.name}/{file}")
         if described is None:
@@ -198,12 +216,14 @@ def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
         files[file] = {key: described[key] for key in ("size", "crc32c", "generation")} | {"sha256": found.sha256}
         if file in wanted.dumps:
             rows[file] = found.rows
+            schemas[file.removesuffix(DUMP)] = found.schema
     manifest = {
         "format": FORMAT,
         "name": wanted.name,
         "ended": now(),
         "project": cloud.project,
         **wanted.about,
+        "mlflow": {**wanted.about["mlflow"], "schemas": schemas},
         "artifacts": {
             "bucket": wanted.artifacts_bucket,
             "prefix": wanted.artifacts_prefix,
@@ -216,6 +236,78 @@ def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
     }
     write(cloud, wanted.bucket, name, json.dumps(manifest, indent=2, sort_keys=True).encode())
     return {"changed": True, "manifest": manifest}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a set is taken of: `databases` by what each is, `mlflow` and `certificate` as the manifest has them.
+
+    `instance_backup` is whether the instance is backed up as well. Google keeps such a backup until somebody deletes
+    it, so what is taken every night names the latest of Google's own instead.
+    """
+
+    bucket: str
+    instance: str
+    databases: dict[str, str]
+    user: str
+    artifacts_bucket: str
+    artifacts_prefix: str
+    secrets: dict[str, str]
+    mlflow: Json
+    certificate: Json
+    instance_backup: bool
+
+
+def take(cloud: Session, source: Deployment, now: Callable[[], str]) -> Json:
+    """Take a whole set, named by the time, and return the module's result. `now` tells it as RFC 3339, in UTC.
+
+    Artifacts come last, as the rows that name them are written after them.
+    """
+    if cloud.check_mode:
+        return {"changed": True, "manifest": {}}
+    begun = now()
+    name = re.sub("[-:]", "", begun)
+    instance = next(iter(find(cloud, "sqladmin.instances", source.instance)), None)
+    if instance is None:
+        raise CloudError(f"There is no Cloud SQL instance {source.instance} in project {cloud.project}")
+    for one in DATABASES:
+        uri = f"gs://{source.bucket}/{name}/{one}{DUMP}"
+        context = {"exportContext": {"uri": uri, "databases": [source.databases[one]], "fileType": "SQL"}}
+        _act(cloud, WantedAction("sqladmin.instances", "export", source.instance, body=context))
+    held = {
+        "instance": source.instance,
+        "version": instance["databaseVersion"],
+        "installed_version": instance.get("databaseInstalledVersion", ""),
+        "user": source.user,
+        "backup_run": _own_backup(cloud, source, name),
+    }
+    about = {"begun": begun, "mlflow": source.mlflow, "certificate": source.certificate, "database": held}
+    dumps = [f"{one}{DUMP}" for one in DATABASES]
+    places = (source.artifacts_bucket, source.artifacts_prefix)
+    return complete(cloud, WantedSet(source.bucket, name, dumps, *places, source.secrets, about), now)
+
+
+def _own_backup(cloud: Session, source: Deployment, name: str) -> str:
+    """Return the id of a backup on the instance, made now or the latest there is, empty where there is none.
+
+    It restores the whole instance in minutes, however large, and goes when the instance goes.
+    """
+    if source.instance_backup:
+        unless = {"fields": {"description": name, "status": "SUCCESSFUL"}}
+        wanted = WantedAction(
+            "sqladmin.backupRuns", "insert", parent=source.instance, body={"description": name}, unless=unless
+        )
+        return str(_act(cloud, wanted).get("backupContext", {}).get("backupId", ""))
+    runs = [run for run in find(cloud, "sqladmin.backupRuns", parent=source.instance) if run["status"] == "SUCCESSFUL"]
+    return str(max(runs, key=lambda run: str(run["endTime"]))["id"]) if runs else ""
+
+
+def _act(cloud: Session, wanted: WantedAction) -> Json:
+    """Do an action and return Google's answer."""
+    action = Action(cloud, wanted)
+    if action.problems:
+        raise CloudError("\n".join(action.problems))
+    return action.ensure()[1] or {}
 
 
 def manifest_of(cloud: Session, bucket: str, name: str) -> Json:

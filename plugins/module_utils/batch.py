@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import normalise_link
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Plan, Resource, Wanted, resource_of
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     THREADS,

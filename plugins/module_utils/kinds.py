@@ -49,6 +49,8 @@ class Kind:
     # Field of the create and patch request that holds the resource, and the one that holds its name.
     wrapper: str | None = None
     wrapper_name: str | None = None
+    # Whether the patch request holds the resource as it is all the same.
+    is_patched_bare: bool = False
     # Fields of the body that only repeat the URL.
     body_identity: Mapping[str, str] = field(default_factory=lambda: {"name": "{name}"})
     create_defaults: Mapping[str, object] = field(default_factory=dict)
@@ -295,6 +297,21 @@ KINDS: dict[str, Kind] = {
         has_update_mask=True,
         has_operations=False,
         email="{name}@{project}.iam.gserviceaccount.com",
+    ),
+    "iam.roles": Kind(
+        api="iam.v1",
+        collection="projects.roles",
+        schema="Role",
+        full_name="projects/{project}/roles/{name}",
+        create="create",
+        wrapper="role",
+        wrapper_name="roleId",
+        is_patched_bare=True,
+        body_identity={},
+        has_update_mask=True,
+        has_operations=False,
+        guard="etag",
+        rules=Rules(sets=_fields("includedPermissions")),
     ),
     "secretmanager.secrets": Kind(
         api="secretmanager.v1",

@@ -16,7 +16,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     THREADS,
     AmbiguousError,

@@ -48,6 +48,7 @@ PERMISSIONS = {
     ),
     "roles/iam.serviceAccountAdmin": ("iam.serviceAccounts.create",),
     "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs",),
+    "roles/iam.roleAdmin": ("iam.roles.create",),
     "roles/storage.admin": ("storage.buckets.create",),
     "roles/cloudsql.admin": ("cloudsql.databases.create", "cloudsql.instances.create", "cloudsql.users.create"),
     "roles/dns.admin": ("dns.changes.create", "dns.managedZones.create", "dns.resourceRecordSets.create"),
@@ -79,6 +80,7 @@ SPARED_PERMISSIONS = {
     ("platform_existing_bucket", True): ("storage.buckets.create",),
     ("platform_existing_sql_instance", True): ("cloudsql.instances.create", *_ENDPOINT_PERMISSIONS),
     ("platform_existing_service_account", True): ("iam.serviceAccounts.create",),
+    ("platform_backup_enabled", False): ("iam.roles.create",),
     ("platform_log_destination", "bucket"): ("bigquery.datasets.create",),
     ("platform_dns_zone", False): ("dns.changes.create", "dns.resourceRecordSets.create"),
     ("platform_sql_private_service_connect_enabled", True): (
@@ -215,6 +217,7 @@ def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[P
     _check_existing(checker)
     _check_reach(checker)
     _check_machines(checker)
+    _check_backups(checker)
     _check_key(checker)
     _check_removal(checker)
     return (
@@ -284,6 +287,7 @@ def bucket_variables(variables: Mapping[str, Any]) -> list[str]:
     """Return the variables that name buckets to be made."""
     made = {
         "platform_bucket": not variables.get("platform_existing_bucket"),
+        "platform_backup_bucket": bool(variables.get("platform_backup_enabled")),
         "platform_log_store": variables.get("platform_log_destination") == "bucket",
     }
     return [variable for variable, is_made in made.items() if is_made]
@@ -392,6 +396,14 @@ def _check_key(checker: _Checker) -> None:
         if region and location != region:
             problem = f"in {location}, and bucket, secrets, database and disk need a key in their own region, {region}"
             checker.add("platform_kms_key", problem, fix)
+
+
+def _check_backups(checker: _Checker) -> None:
+    # https://cloud.google.com/storage/docs/bucket-lock
+    for variable, lowest, highest in (("platform_backup_hour", 0, 23), ("platform_backup_retention_days", 0, 36499)):
+        text = str(checker.variables.get(variable))
+        if not (text.isdecimal() and lowest <= int(text) <= highest):
+            checker.add(variable, f"not a whole number from {lowest} to {highest}", "write one, or leave it out")
 
 
 def _check_removal(checker: _Checker) -> None:

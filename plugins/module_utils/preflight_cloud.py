@@ -32,6 +32,8 @@ Resolve = Callable[[str], list[str]]
 Finding = Problem | str
 
 THREADS = 8
+# What is asked about each of the buckets.
+QUESTIONS = {"platform_bucket": "bucket", "platform_log_store": "log bucket", "platform_backup_bucket": "backup bucket"}
 _PROJECTS = "https://cloudresourcemanager.googleapis.com/v1/projects"
 _ACT_AS = "iam.serviceAccounts.actAs"
 _KEY_PERMISSIONS = ["cloudkms.cryptoKeys.getIamPolicy", "cloudkms.cryptoKeys.setIamPolicy"]
@@ -136,6 +138,8 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     }
     if get["log_destination"] == "bucket":
         urls["log bucket"] = f"https://storage.googleapis.com/storage/v1/b/{get['log_store']}"
+    if get["backup_enabled"]:
+        urls["backup bucket"] = f"https://storage.googleapis.com/storage/v1/b/{get['backup_bucket']}"
     if get["existing_sql_instance"]:
         for database in (get["sql_database"], get["sql_auth_database"]):
             urls[f"database {database}"] = f"{urls['sql instance']}/databases/{database}"
@@ -234,7 +238,7 @@ def _bucket_owner(seen: Seen) -> Iterator[Finding]:
     number = seen.answers["project"][1].get("projectNumber")
     for variable in bucket_variables(seen.variables):
         name = seen.variables[variable]
-        status, body = seen.answers["bucket" if variable == "platform_bucket" else "log bucket"]
+        status, body = seen.answers[QUESTIONS[variable]]
         if status == 404 or _service_disabled(body):
             continue
         if status == 403 or (status == 200 and number not in (body.get("projectNumber"), None)):
@@ -250,6 +254,7 @@ def _clashes(seen: Seen) -> Iterator[Finding]:
     labelled = {f"the machine {seen['server_name']}": seen.found("server")}
     labelled |= {f"the {question}": seen.found(question) for question in seen.answers if question.startswith("secret ")}
     labelled[f"the bucket {seen['log_store']}"] = seen.found("log bucket")
+    labelled[f"the bucket {seen['backup_bucket']}"] = seen.found("backup bucket")
     if not seen.found("server"):
         # A machine of ours has its disk, labelled or not.
         labelled[f"the disk {seen['server_name']}"] = seen.found("disk")

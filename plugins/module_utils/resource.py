@@ -444,7 +444,7 @@ class Resource:
                 target = target.setdefault(parent, {})
             target[last] = guard
         content: Json = changes
-        if self.kind.wrapper:
+        if self.kind.wrapper and not self.kind.is_patched_bare:
             content = {self.kind.wrapper: changes, **query}
             query = {}
         self.send(update, "Changing", content, query)
@@ -731,7 +731,30 @@ class Record(Resource):
         self.send("patch", "Changing", self.compare.without_outputs(self.compare.merged(body, actual)))
 
 
+class Role(Resource):
+    """A project's own role. Google keeps a deleted one for a week, and its name for five more.
+
+    https://cloud.google.com/iam/docs/creating-custom-roles#deleting-custom-role
+    """
+
+    def fetch(self, purpose: str) -> Json | None:
+        """Return the role unless it is deleted."""
+        role = super().fetch(purpose)
+        return None if role is None or role.get("deleted") else role
+
+    def create(self, body: Json) -> None:
+        """Create the role, or take a deleted one back."""
+        try:
+            super().create(body)
+        except ApiError as error:
+            if "in a deleted state" not in error.message:
+                raise
+            self.send("undelete", "Undeleting", {})
+            self.update(body, self.read() or {})
+
+
 SPECIAL = {
+    "iam.roles": Role,
     "bigquery.datasets": Dataset,
     "serviceusage.services": Service,
     "servicenetworking.connections": Connection,

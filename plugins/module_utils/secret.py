@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Resource, Wanted, resource_of
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     THREADS,

@@ -22,9 +22,13 @@ UNITS = (
     "google-cloud-ops-agent-fluent-bit.service",
     "google-cloud-ops-agent-opentelemetry-collector.service",
     "certbot.timer",
+    "mlflow-backup.timer",
+    "mlflow-backup.service",
 )
 PACKAGES = ("nginx", "certbot", "google-cloud-ops-agent")
 CONFIG = pathlib.Path("/etc/mlflow")
+# What mlflow-backup writes when it has succeeded.
+LAST_SET = pathlib.Path("/var/lib/mlflow-backup/last.json")
 COMMAND_SECONDS = 45
 # Run by the release's own Python, which has the drivers. The password is read there, so it is in no command line.
 # numbackends is visible to every user; what it counts in PostgreSQL counts against max_connections.
@@ -72,6 +76,7 @@ def read(proxy_readiness_url: str) -> dict[str, Any]:
         "memory": part(lambda: memory(pathlib.Path("/proc/meminfo").read_text())),
         "database": part(database),
         "updates": part(pending_updates),
+        "last_set": part(last_set),
     }
 
 
@@ -182,6 +187,11 @@ def database() -> dict[str, Any]:
     uri = re.findall(r'^MLFLOW_BACKEND_STORE_URI="(.*)"$', settings, re.MULTILINE)[0]
     answer = run(str(CONFIG / "live/release/bin/python"), "-I", "-c", DATABASE_PROGRAM, given=uri)
     return dict(json.loads(answer))
+
+
+def last_set() -> dict[str, Any]:
+    """Return `name` and `ended` of the last backup set that the server took by itself; nothing where it took none."""
+    return dict(json.loads(LAST_SET.read_text())) if LAST_SET.exists() else {}
 
 
 def pending_updates() -> dict[str, Any]:

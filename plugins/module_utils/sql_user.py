@@ -8,7 +8,7 @@ from __future__ import annotations
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import batch_result
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import read_latest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (

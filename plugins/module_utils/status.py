@@ -51,6 +51,8 @@ class Deployment:
     server: str
     bucket: str
     database: str
+    # Whether the servers take a backup set every night.
+    sets_enabled: bool = True
 
     def play(self, playbook: str, options: str = "") -> str:
         """Return the command line of a playbook."""
@@ -144,6 +146,8 @@ def judge(facts: Facts, limits: Limits, deployment: Deployment, now: datetime.da
     for one in servers:
         rows += capacity_rows(one, limits, deployment, len(servers) > 1)
     rows.append(backup_row(facts["cloud"], limits, deployment, now))
+    for one in servers:
+        rows.append(set_row(one, limits, deployment, len(servers) > 1, now))
     rows.append(drift_row(facts["drift"], deployment))
     for one in servers:
         rows += update_rows(one, facts["locked"], deployment, len(servers) > 1, now)
@@ -427,6 +431,33 @@ def backup_row(cloud: Facts, limits: Limits, deployment: Deployment, now: dateti
         text = f"none yet; the instance was made {age(begun, now)} ago{more}" if begun else f"none yet{more}"
     health = DEGRADED if late else OK if newest else INFO
     return Row("Data", "Last backup", health, text, since=newest, command=make if late else "")
+
+
+def set_row(server: Facts, limits: Limits, deployment: Deployment, several: bool, now: datetime.datetime) -> Row:
+    """Return the row of the backup set that a server takes every night."""
+    title, take = titled("Last nightly set", server, several), deployment.play("backup")
+    mend = deployment.play("configure", "--tags server_backup")
+    if not deployment.sets_enabled:
+        return Row("Data", title, INFO, "the inventory has none taken by night")
+    if "error" in server:
+        return Row("Data", title, UNKNOWN, f"{server['name']} cannot be asked")
+    units, last = server["server"]["units"], server["server"]["last_set"]
+    health, text, since = unit_health(units, ["mlflow-backup.timer"])
+    if health != OK:
+        return Row("Data", title, min(health, DEGRADED, key=SEVERITY.index), text, since=since, command=mend)
+    if "error" in last:
+        return Row("Data", title, UNKNOWN, shortened(last["error"]), command=mend)
+    ended = str(last.get("ended", ""))
+    whole = f"{last['name']}, {age(ended, now)} ago" if ended else "none yet"
+    result = units.get("mlflow-backup.service", {}).get("result", "")
+    if result not in ("", "success"):
+        return Row(
+            "Data", title, DEGRADED, f"the last run failed ({result}); whole: {whole}", since=ended, command=take
+        )
+    begun = ended or since
+    late = bool(begun) and (now - moment(begun)).total_seconds() / 3600 > limits.backup_age_hours_maximum
+    health = DEGRADED if late else OK if ended else INFO
+    return Row("Data", title, health, whole, since=ended, command=take if late else "")
 
 
 def drift_row(drift: Facts, deployment: Deployment) -> Row:

@@ -52,6 +52,10 @@ options:
         description: Cloud SQL instance.
         type: str
         required: true
+      sets_enabled:
+        description: Whether the servers take a backup set every night.
+        type: bool
+        default: true
   servers:
     description: Results of a loop of M(mlops.mlflow_gcp.mlflow_server_info) over the servers' names.
     type: list
@@ -261,7 +265,10 @@ def main() -> None:
             "deployment": {
                 "type": "dict",
                 "required": True,
-                "options": {name: {"type": "str", "required": True} for name in NAMES},
+                "options": {
+                    **{name: {"type": "str", "required": True} for name in NAMES},
+                    "sets_enabled": {"type": "bool", "default": True},
+                },
             },
             "servers": {"type": "list", "elements": "dict", "required": True},
             "drift": {"type": "dict", "default": {}},

@@ -41,6 +41,7 @@ options:
       - compute.subnetworks
       - dns.managedZones
       - dns.resourceRecordSets
+      - iam.roles
       - iam.serviceAccounts
       - logging.metrics
       - logging.sinks

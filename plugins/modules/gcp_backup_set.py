@@ -5,11 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gcp_backup_set
-short_description: Complete a backup set of an MLflow deployment
+short_description: Take a backup set of an MLflow deployment
 version_added: 0.1.0
 description:
-  - Adds the list of the artifacts as they are now to the dumps of a set, reads every file back, writes the manifest.
-  - What has no manifest is not a set. A set that has one is left as it is, and nothing in a set is ever replaced.
+  - Exports both databases by Cloud SQL, adds the list of the artifacts as they are then, reads every file back, and
+    writes the manifest. The set is named by the time in UTC at which it was begun.
+  - What has no manifest is not a set. A run takes a set each time, and nothing in a set is ever replaced.
   - Of secrets, the manifest has name, version and a salted, slow hash, from which a restore tells whether they changed.
 author:
   - The mlops.mlflow_gcp maintainers (@mlops)
@@ -20,14 +21,17 @@ options:
     description: Bucket of the sets.
     type: str
     required: true
-  name:
-    description: Name of the set, the first part of the names of its objects.
+  instance:
+    description: Cloud SQL instance, whose own account may write to the bucket.
     type: str
     required: true
-  dumps:
-    description: Names of the dumps, without the set's.
-    type: list
-    elements: str
+  databases:
+    description: Names of both databases, as C(tracking) and C(auth).
+    type: dict
+    required: true
+  user:
+    description: As whom MLflow logs in to the databases.
+    type: str
     required: true
   artifacts_bucket:
     description: Bucket of the artifacts.
@@ -41,25 +45,32 @@ options:
     description: Secrets in Secret Manager, by the credential that each is on the server.
     type: dict
     required: true
-  about:
-    description: What else the manifest tells, C(mlflow), C(database) and C(begun) among it. Secrets do not belong here.
+  mlflow:
+    description: What serves, by C(version) and C(lock_sha256).
     type: dict
     required: true
+  certificate:
+    description: The server's certificate, by C(sha256) and C(not_after).
+    type: dict
+    required: true
+  instance_backup:
+    description: Whether the instance is backed up as well, which is kept until somebody deletes it.
+    type: bool
+    default: true
 """
 
 EXAMPLES = r"""
-- name: Complete a set whose dumps were exported before
+- name: Take a set
   mlops.mlflow_gcp.gcp_backup_set:
     project: my-project
     bucket: my-project-mlflow-backups
-    name: 20300101T020000Z
-    dumps: [tracking.sql.gz, auth.sql.gz]
+    instance: mlflow
+    databases: {tracking: mlflow, auth: mlflow_auth}
+    user: mlflow-server@my-project.iam
     artifacts_bucket: my-project-mlflow-artifacts
     secrets: {mlflow.flask-secret-key: mlflow-flask-secret-key}
-    about:
-      begun: "2030-01-01T02:00:00Z"
-      mlflow: {version: 3.17.2, schemas: {tracking: 1a2b3c4d5e6f, auth: 6f5e4d3c2b1a}}
-      database: {version: POSTGRES_17}
+    mlflow: {version: 3.17.2}
+    certificate: {}
 """
 
 RETURN = r"""
@@ -69,16 +80,12 @@ manifest:
   type: dict
 """
 
-import datetime
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.backup import WantedSet, complete
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.backup import TIMEOUT_SECONDS, Deployment, take
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.backup_program import now
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
-
-
-def now() -> str:
-    """Return the time, in UTC."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Session
 
 
 def main() -> None:
@@ -87,17 +94,25 @@ def main() -> None:
         argument_spec={
             "project": {"type": "str", "required": True},
             "bucket": {"type": "str", "required": True},
-            "name": {"type": "str", "required": True},
-            "dumps": {"type": "list", "elements": "str", "required": True},
+            "instance": {"type": "str", "required": True},
+            "databases": {"type": "dict", "required": True},
+            "user": {"type": "str", "required": True},
             "artifacts_bucket": {"type": "str", "required": True},
             "artifacts_prefix": {"type": "str", "default": ""},
             "secrets": {"type": "dict", "required": True, "no_log": False},
-            "about": {"type": "dict", "required": True},
+            "mlflow": {"type": "dict", "required": True},
+            "certificate": {"type": "dict", "required": True},
+            "instance_backup": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
-    options = {key: module.params[key] for key in WantedSet.__dataclass_fields__}
-    run(module, lambda cloud: complete(cloud, WantedSet(**options), now))
+    source = Deployment(**{key: module.params[key] for key in Deployment.__dataclass_fields__})
+
+    def step(cloud: Session) -> Json:
+        cloud.timeout_seconds = TIMEOUT_SECONDS
+        return take(cloud, source, now)
+
+    run(module, step)
 
 
 if __name__ == "__main__":

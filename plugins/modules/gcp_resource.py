@@ -48,6 +48,7 @@ options:
           - compute.subnetworks
           - dns.managedZones
           - dns.resourceRecordSets
+          - iam.roles
           - iam.serviceAccounts
           - logging.metrics
           - logging.sinks

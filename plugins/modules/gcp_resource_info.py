@@ -33,6 +33,7 @@ options:
       - compute.subnetworks
       - dns.managedZones
       - dns.resourceRecordSets
+      - iam.roles
       - iam.serviceAccounts
       - logging.metrics
       - logging.sinks

@@ -85,6 +85,20 @@ class Cloud:
         return response.json()
 
 
+def metadata_token(server: str) -> str:
+    """Return an access token of the server's own account, as programs on the server get it."""
+    code = (
+        "import json, urllib.request as r;"
+        "q = r.Request('http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token',"
+        " headers={'Metadata-Flavor': 'Google'});"
+        "print(json.load(r.urlopen(q, timeout=10))['access_token'])"
+    )
+    answer = subprocess.run(
+        ["docker", "exec", server, "python3", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return answer.stdout.strip()
+
+
 def exported() -> dict[str, str]:
     """Return the environment that the running emulator's clients need; empty when none runs."""
     file = ROOT / ".emulator" / "env"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import requests
+
+from tests.integration.conftest import metadata_token
 
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 SETS, ARTIFACTS = "demo-project-mlflow-backups", "demo-project-mlflow-artifacts"
@@ -61,6 +64,20 @@ def sql(statement: str) -> str:
     command = ["docker", "exec", "--user", "postgres", "cloudsql-mlflow", "psql", "--host=/run/cloudsql"]
     command += ["--username=cloudsqladmin", "--dbname=mlflow", "--tuples-only", "--no-align", f"--command={statement}"]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def on_server(deployment: Any, command: str, *, code: int = 0) -> str:
+    """Return what a command on the server prints."""
+    done = subprocess.run(
+        ["docker", "exec", deployment.server, "sh", "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    return done.stdout.strip()
 
 
 def stored(cloud: Any, bucket: str, prefix: str = "") -> dict[str, Any]:
@@ -146,3 +163,74 @@ def test_everything_is_back_after_a_restore(
     assert "2 were copied back, 0 are gone" in restored.output
     print(f"RPO {found[1]} s, RTO {found[2]} s")
     assert deployment.admin_password not in restored.output
+
+
+JOURNAL = "journalctl --quiet --unit=mlflow-backup.service --output=json --lines=20"
+ROLE = "https://iam.googleapis.com/v1/projects/demo-project/roles/mlflow_server"
+
+
+@pytest.fixture(scope="module")
+def nightly(taken: str, deployment: Any) -> str:
+    """The name of a set that the server took by itself."""
+    on_server(deployment, "systemctl start mlflow-backup.service")
+    name = str(json.loads(on_server(deployment, "cat /var/lib/mlflow-backup/last.json"))["name"])
+    assert name > taken
+    return name
+
+
+def test_the_server_takes_the_same_set_by_night(nightly: str, taken: str, deployment: Any, cloud: Any) -> None:
+    assert on_server(deployment, "systemctl is-enabled mlflow-backup.timer && systemctl is-active mlflow-backup.timer")
+    by_night, by_hand = (cloud.get(f"{STORAGE}/{SETS}/o/{name}%2Fmanifest.json?alt=media") for name in (nightly, taken))
+    assert sorted(stored(cloud, SETS, nightly)) == [name.replace(taken, nightly) for name in stored(cloud, SETS, taken)]
+    assert shape(by_night) == shape(by_hand)
+    for same in ("mlflow", "certificate", "project"):
+        assert by_night[same] == by_hand[same]
+    # As gcp_observability's filter has it.
+    lines = [json.loads(line) for line in on_server(deployment, JOURNAL).splitlines()]
+    told = [line["MESSAGE"] for line in lines if line.get("_SYSTEMD_UNIT") == "mlflow-backup.service"]
+    assert told[-1] == f"Backup set gs://{SETS}/{nightly} is whole"
+    assert deployment.admin_password not in str(lines)
+
+
+def shape(manifest: Any) -> Any:
+    """Return the names of all that a manifest says, but for tables."""
+    return {key: sorted(value) if isinstance(value, dict) else None for key, value in manifest.items()}
+
+
+def test_the_program_of_the_night_is_confined(nightly: str, deployment: Any, cloud: Any) -> None:
+    found = on_server(deployment, "systemd-analyze security --no-pager mlflow-backup.service")
+    exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", found)
+    assert exposure, found
+    print(f"mlflow-backup.service: exposure {exposure[1]}")
+    assert float(exposure[1]) <= 2.0, found
+    token = metadata_token(deployment.server)
+    instance = "https://sqladmin.googleapis.com/v1/projects/demo-project/instances/mlflow"
+    refused = [
+        ("DELETE", f"{STORAGE}/{SETS}/o/{nightly}%2Fmanifest.json"),
+        ("PATCH", f"{STORAGE}/{SETS}"),
+        ("POST", f"{instance}/backupRuns"),
+        ("DELETE", instance),
+    ]
+    assert [cloud.call(verb, url, {}, token=token).status_code for verb, url in refused] == [403] * len(refused)
+
+
+def test_a_night_that_fails_leaves_no_set_and_is_seen(nightly: str, deployment: Any, cloud: Any, play: Play) -> None:
+    role = cloud.get(ROLE)
+    before = stored(cloud, SETS)
+    fewer = [one for one in role["includedPermissions"] if one != "cloudsql.instances.export"]
+    cloud.call("PATCH", f"{ROLE}?updateMask=includedPermissions", {"includedPermissions": fewer}).raise_for_status()
+
+    on_server(deployment, "systemctl start mlflow-backup.service 2>/dev/null", code=1)
+
+    assert stored(cloud, SETS) == before
+    assert on_server(deployment, "systemctl is-failed mlflow-backup.service") == "failed"
+    told = on_server(deployment, JOURNAL)
+    assert "No backup set was taken: exit-code" in told
+    assert "The client is not authorized to make this request" in told
+    status = play("playbooks/status.yml", "-e", "status_drift_enabled=false")
+    assert status.code != 0
+    assert f"the last run failed (exit-code); whole: {nightly}" in status.output
+
+    mended = play("playbooks/provision.yml", "--tags", "gcp_identity")
+    assert (mended.code, mended.changed) == (0, 1), mended.output
+    on_server(deployment, "systemctl start mlflow-backup.service")

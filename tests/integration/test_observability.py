@@ -44,7 +44,7 @@ def test_a_second_run_reads_each_resource_once_and_changes_nothing(play: Play, e
     log = requests.get(f"{admin}/log", params={"since": since}, timeout=30).text
     assert (again.code, again.changed) == (0, 0), again.output
     assert log.count("/alertPolicies") == log.count("/notificationChannels") == log.count("/uptimeCheckConfigs") == 1
-    assert log.count("/metrics/") == 3
+    assert log.count("/metrics/") == 4
     assert log.count("/sinks/") == log.count("/dashboards/") == 1
 
 
@@ -63,7 +63,10 @@ def test_every_alert_tells_the_channel_and_what_to_do(cloud: Any) -> None:
     policies = [one for one in cloud.get(POLICIES)["alertPolicies"] if one["displayName"].startswith("mlflow: ")]
     assert {one["userLabels"]["ansible-name"] for one in policies} == {
         f"mlflow-{name}"
-        for name in ("down", "errors", "certificate", "disk", "memory", "connections", "backup-failed", "backup-old")
+        for name in (
+            *("down", "errors", "certificate", "disk", "memory", "connections"),
+            *("backup-failed", "backup-old", "set-failed", "set-old"),
+        )
     }
     for policy in policies:
         assert policy["notificationChannels"] == [channel["name"]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests.integration.conftest import metadata_token
 
 COMPUTE = "https://compute.googleapis.com/compute/v1/projects/demo-project"
 SECRET = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/mlflow-admin-password"
@@ -113,17 +114,3 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
-
-
-def metadata_token(server: str) -> str:
-    """Return an access token of the server's own account, as programs on the server get it."""
-    code = (
-        "import json, urllib.request as r;"
-        "q = r.Request('http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token',"
-        " headers={'Metadata-Flavor': 'Google'});"
-        "print(json.load(r.urlopen(q, timeout=10))['access_token'])"
-    )
-    answer = subprocess.run(
-        ["docker", "exec", server, "python3", "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    return answer.stdout.strip()

@@ -31,6 +31,8 @@ STORAGE = "https://storage.googleapis.com/storage/v1/b"
 POLICY = f"https://cloudresourcemanager.googleapis.com/v1/projects/{PROJECT}:getIamPolicy"
 CONFIRMED = ("-e", f"platform_destroy_project={PROJECT}")
 LOGS = f"{PROJECT}-{NAME}-logs"
+# Outlives the deployment, with the sets in it.
+SETS = f"{PROJECT}-{NAME}-backups"
 NAMED = {"bucket": BUCKET, "database": NAME, "logs": LOGS}
 WHOLE = (*CONFIRMED, *(part for what, name in NAMED.items() for part in ("-e", f"platform_destroy_{what}={name}")))
 LISTS = [
@@ -238,6 +240,7 @@ def test_bucket_and_database_stay_unless_named(play: Play, cloud: Any, unprotect
     assert removed.code == 0, removed.output
     kept = (
         f"keep the bucket {BUCKET}",
+        f"keep the backup sets in the bucket {SETS}",
         f"keep the logs in the bucket {LOGS}",
         f"keep the Cloud SQL instance {NAME}",
     )
@@ -371,6 +374,6 @@ def everything(cloud: Any) -> tuple[list[str], Any]:
         # A service that was never enabled keeps nothing.
         answer = cloud.call("GET", url).json()
         items = [item for key in ("items", "accounts", url.rsplit("/", 1)[-1]) for item in answer.get(key, [])]
-        names += [f"{url.rsplit('/', 1)[-1]} {item['name']}" for item in items]
+        names += [f"{url.rsplit('/', 1)[-1]} {item['name']}" for item in items if item["name"] != SETS]
     bindings = cloud.call("POST", POLICY, {}).json().get("bindings", [])
     return names, sorted((binding["role"], sorted(binding["members"])) for binding in bindings)

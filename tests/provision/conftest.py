@@ -123,12 +123,16 @@ class Replay:
     def note(self, task: Task, result: Json) -> None:
         """Remember what Google has named otherwise this time."""
         for old, new in zip(task.result.get("resources", []), result.get("resources", []), strict=True):
-            if old["resource"] and new["resource"] and "/" in old["resource"].get("name", ""):
+            if task.module == "gcp_resource_info":
+                self._names[old["serviceAccountEmailAddress"]] = new["serviceAccountEmailAddress"]
+            elif old["resource"] and new["resource"] and "/" in old["resource"].get("name", ""):
                 self._names[old["resource"]["name"]] = new["resource"]["name"]
 
 
 def outcome(result: Json) -> Json:
-    """Return what a module says of its changes, field by field."""
+    """Return what a module says of its changes, field by field; one that only reads says nothing."""
+    if "changes" not in result:
+        return {"changed": False}
     members = [one for key in ("resources", "secrets", "users", "policies") for one in result.get(key, [])]
     return {
         "changed": result["changed"],

@@ -54,6 +54,8 @@ FIXED = {
     "mosaicLayout.tiles.yPos": "moves together with the tile below it",
     "conditions.conditionPrometheusQueryLanguage.disableMetricValidation": "takes metrics that are there",
     "monitoring.alertPolicies mlflow-backup-failed: conditions": "has one condition, as it matches a log",
+    "monitoring.alertPolicies mlflow-set-failed: conditions": "has one condition, as it matches a log",
+    "storage.buckets demo-project-mlflow-backups: versioning.enabled": "is not for a bucket with a retention policy",
     "settings.ipConfiguration.privateNetwork": "takes another network that is peered with Google's",
 }
 # What some of the values above refer to.

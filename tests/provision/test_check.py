@@ -35,7 +35,7 @@ def fields(run: Run) -> list[str]:
     return [
         f"{diff['before_header']}: {name}"
         for task in run.tasks
-        for diff in task.result["diff"]
+        for diff in task.result.get("diff", [])
         for name in {**diff["before"], **diff["after"]}
     ]
 

@@ -152,3 +152,37 @@ def test_the_proxy_leads_nowhere_else(cloud: Any) -> None:
         requests.get("https://pubsub.googleapis.com/", timeout=5)
     assert requests.get("http://example.test/", timeout=5).status_code == 403
     assert cloud.call("GET", "https://www.googleapis.com/oauth2/v1/certs")
+
+
+def test_a_projects_own_role_grants_what_it_holds_until_it_is_deleted(
+    cloud: Any, network: str, subnetwork: str
+) -> None:
+    roles, permission = f"https://iam.googleapis.com/v1/projects/{PROJECT}/roles", "cloudsql.instances.export"
+    body = {"roleId": "exporter", "role": {"title": "Exporter", "includedPermissions": [permission]}}
+
+    def may() -> bool:
+        return bool(cloud.server.cloud.access.allowed("ann@example.com", permission, [f"projects/{PROJECT}"]))
+
+    wrong = {**body, "role": {"includedPermissions": ["cloudsql.instances.exports"]}}
+    assert "is not valid" in cloud.refused("POST", roles, wrong)["message"]
+    own = f"projects/{PROJECT}/roles/exporter"
+    assert (
+        "is not supported"
+        in cloud.refused(
+            "POST",
+            f"{POLICY}:setIamPolicy",
+            {"policy": {"bindings": [{"role": own, "members": ["user:ann@example.com"]}]}},
+        )["message"]
+    )
+    cloud.call("POST", roles, body)
+    assert not may()
+    grant(cloud, own, "user:ann@example.com")
+    assert may()
+    cloud.call("PATCH", f"{roles}/exporter?updateMask=includedPermissions", {"includedPermissions": []})
+    assert not may()
+    cloud.call("PATCH", f"{roles}/exporter", {"includedPermissions": [permission]})
+    cloud.call("DELETE", f"{roles}/exporter")
+    assert not may()
+    assert "in a deleted state" in cloud.refused("POST", roles, body)["message"]
+    cloud.call("POST", f"{roles}/exporter:undelete", {})
+    assert may()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import ensure_all
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import PartialError
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Session
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import ensure_users

@@ -4,7 +4,7 @@ import time
 
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import Batch, ensure_all
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import PartialError
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
 

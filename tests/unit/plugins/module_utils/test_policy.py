@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import requests
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import PartialError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import (
     desired_policy,
     ensure_policies,
     policy_differences,
 )
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
 from hypothesis import given
 from hypothesis import strategies as st

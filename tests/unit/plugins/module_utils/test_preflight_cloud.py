@@ -22,6 +22,8 @@ VARIABLES: dict[str, Any] = {
     "platform_machine_type": "e2-standard-2",
     "platform_disk_size_gib": 50,
     "platform_bucket": "demo-project-mlflow-artifacts",
+    "platform_backup_bucket": "demo-project-mlflow-backups",
+    "platform_backup_enabled": True,
     "platform_log_destination": "bucket",
     "platform_log_store": "demo-project-mlflow-logs",
     "platform_network_name": "mlflow",
@@ -68,6 +70,7 @@ PROJECT, COMPUTE = "cloudresourcemanager.googleapis.com/v1/projects/demo-project
 REGION, ZONE = f"{COMPUTE}/regions/europe-west1", f"{COMPUTE}/zones/europe-west1-b"
 HELD, HELD_ON_ACCOUNT = f"{PROJECT}:testIamPermissions", "gserviceaccount.com:testIamPermissions"
 BUCKET, LOG_BUCKET = "b/demo-project-mlflow-artifacts", "b/demo-project-mlflow-logs"
+BACKUP_BUCKET = "b/demo-project-mlflow-backups"
 SERVER = "instances/mlflow-1"
 DISK = "disks/mlflow-1"
 BILLING, MACHINE_TYPE, SECRET = "/billingInfo", "machineTypes/e2-standard-2", "secrets/mlflow-admin-password"
@@ -192,6 +195,7 @@ def test_a_good_cloud_has_no_problem(answers: dict[str, Response]) -> None:
         ({BUCKET: (200, {"projectNumber": "18", **LABELLED})}, "platform_bucket", "somebody else's"),
         ({BUCKET: (403, DENIED)}, "platform_bucket", "somebody else's"),
         ({LOG_BUCKET: (403, DENIED)}, "platform_log_store", "somebody else's"),
+        ({BACKUP_BUCKET: (403, DENIED)}, "platform_backup_bucket", "somebody else's"),
     ],
 )
 def test_the_cloud_says_no(answers: dict[str, Response], variable: str, expected: str) -> None:

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 import requests
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import PartialError
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import ALPHABET, ensure_secrets
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
 

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 import requests
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import PartialError
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import database_name, ensure_users
 

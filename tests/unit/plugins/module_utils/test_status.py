@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import html.parser
 import json
@@ -44,7 +45,12 @@ def healthy() -> dict[str, Any]:
             "cpus": 2,
             "reboot_required": False,
         },
-        "units": {name: unit() for _title, _role, units in [*status.SERVING, *status.WATCHING] for name in units},
+        "units": {
+            **{name: unit() for _title, _role, units in [*status.SERVING, *status.WATCHING] for name in units},
+            "mlflow-backup.timer": unit(),
+            "mlflow-backup.service": unit("inactive"),
+        },
+        "last_set": {"name": "20261125T020000Z", "ended": hours_ago(10)},
         "packages": {name: {"version": "1.2"} for name in ("nginx", "certbot", "google-cloud-ops-agent")},
         "proxy": {"version": "2.25.2"},
         "proxy_ready": {"text": "ok"},
@@ -209,6 +215,29 @@ def test_everything_well_is_healthy_and_leaves_nothing_to_do():
             "backups are switched off",
             "--tags gcp_sql",
         ),
+        (
+            {f"{SERVER}units__mlflow-backup.timer": unit("inactive")},
+            "Last nightly set",
+            "degraded",
+            "mlflow-backup.timer is inactive",
+            "configure.yml -i inventories/prod --tags server_backup",
+        ),
+        (
+            {f"{SERVER}units__mlflow-backup.service": unit("failed", result="exit-code")},
+            "Last nightly set",
+            "degraded",
+            "the last run failed (exit-code); whole: 20261125T020000Z, 10 h ago",
+            "playbooks/backup.yml",
+        ),
+        (
+            {f"{SERVER}last_set__ended": hours_ago(49)},
+            "Last nightly set",
+            "degraded",
+            "20261125T020000Z, 2 d ago",
+            "playbooks/backup.yml",
+        ),
+        ({f"{SERVER}last_set": {}}, "Last nightly set", "degraded", "none yet", "playbooks/backup.yml"),
+        ({f"{SERVER}last_set": {"error": "no JSON"}}, "Last nightly set", "unknown", "no JSON", "--tags server_backup"),
     ],
 )
 def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, health, text, command):
@@ -249,6 +278,12 @@ def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, hea
             "info",
             "none yet; the instance was made 47 h ago",
         ),
+        (
+            {f"{SERVER}last_set": {}, f"{SERVER}units__mlflow-backup.timer__since": hours_ago(47)},
+            "Last nightly set",
+            "info",
+            "none yet",
+        ),
     ],
 )
 def test_what_breaks_nothing_is_shown_and_does_not_make_the_verdict(change, name, health, text):
@@ -262,7 +297,13 @@ def test_limits_are_the_operators():
     strict = status.Limits(21, 84, 24, 79, 9)
     report = status.judge(facts, strict, DEPLOYMENT, NOW)
     names = {one.name for one in report.rows if one.health == "degraded"}
-    assert names == {"Certificate", "Disk", "Memory", "Connections", "Last backup"}
+    assert names == {"Certificate", "Disk", "Memory", "Connections", "Last backup", "Last nightly set"}
+
+
+def test_nights_without_a_set_may_be_what_the_inventory_says():
+    without = dataclasses.replace(DEPLOYMENT, sets_enabled=False)
+    facts = {**healthy(), "servers": [{"name": "mlflow-1", "error": "ssh: timed out"}]}
+    assert row(status.judge(facts, status.Limits(), without, NOW), "Last nightly set").health == "info"
 
 
 def test_a_server_that_cannot_be_asked_is_the_reason_for_what_is_not_known():
