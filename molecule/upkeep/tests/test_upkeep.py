@@ -26,7 +26,7 @@ def test_no_reboot_unless_asked_for(host: Host, converge) -> None:
 
 
 def test_the_clock_follows_googles_servers_alone(host: Host) -> None:
-    # A container may not set the clock, so the service is not running here: what it would do is read from its own parser.
+    # A container may not set the clock, so the service is not running here; its own parser tells.
     sources = host.check_output("chronyd -p -f /etc/chrony/chrony.conf | grep -E '^(server|pool|sourcedir)'")
     assert sources == "server metadata.google.internal iburst"
     assert host.service("chrony").is_enabled
