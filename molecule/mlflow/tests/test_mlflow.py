@@ -1,5 +1,6 @@
 import base64
 import json
+import pathlib
 import time
 
 import pytest
@@ -13,6 +14,23 @@ TRACKING_SCHEMA = "SELECT version_num FROM alembic_version"
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 REQUEST_ID = "0123456789abcdef0123456789abcdef"
 OLDER_REVISION = "f5a4f2784254"
+
+WALK = pathlib.Path(__file__).resolve().parents[1] / "walk_routes.py"
+# What the page and health checks need before anybody logs in; server-info tells no secrets.
+OPEN = {
+    "/health",
+    "/version",
+    "/static-files/1",
+    "/api/3.0/mlflow/server-info",
+    "/ajax-api/3.0/mlflow/server-info",
+}
+FOREIGN = [
+    "http://169.254.169.254/computeMetadata/v1",
+    "https://metadata.google.internal/computeMetadata/v1",
+    "ftp://127.0.0.1/x",
+    "hdfs://127.0.0.1:9090/x",
+    "mlflow-artifacts://127.0.0.1:9090/x",
+]
 
 
 def call(
@@ -131,6 +149,59 @@ def test_a_run_and_its_artifact_are_read_back(host: Host) -> None:
     assert read["run"]["data"]["params"] == [{"key": "depth", "value": "7"}]
     assert call(host, artifact) == (200, {"kept": True})
     assert "note.json" in host.check_output("find /var/lib/mlflow/artifacts -type f")
+
+
+def test_every_route_but_the_open_ones_wants_a_login(host: Host) -> None:
+    host.run_expect([0], "cat >/root/walk_routes.py <<'END'\n" + WALK.read_text() + "END")
+    answers = json.loads(host.check_output("/etc/mlflow/live/release/bin/python -W ignore /root/walk_routes.py"))
+    walked = {path for _, _, path in answers}
+    assert {
+        "/v1/traces",
+        "/graphql",
+        "/get-artifact",
+        "/api/2.0/mlflow/runs/create",
+        "/api/2.0/mlflow/users/create",
+    } <= walked
+    assert len(walked) > 400
+    assert {(path, status) for status, _, path in answers if status != 401 and path not in OPEN} == set()
+
+
+@pytest.mark.parametrize("location", FOREIGN)
+def test_the_server_is_sent_to_no_other_host(host: Host, location: str) -> None:
+    name = f"attack-{time.time_ns()}"
+    status, answer = call(host, "/api/2.0/mlflow/experiments/create", {"name": name, "artifact_location": location})
+    assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert call(host, "/api/2.0/mlflow/registered-models/create", {"name": name})[0] == 200
+    source = {"name": name, "source": location}
+    assert call(host, "/api/2.0/mlflow/model-versions/create", source)[0] == 400
+
+
+@pytest.mark.parametrize("source", ["file:///etc", "/etc", "file:///run/credentials"])
+def test_no_model_is_made_of_the_servers_files(host: Host, source: str) -> None:
+    name = f"attack-{time.time_ns()}"
+    assert call(host, "/api/2.0/mlflow/registered-models/create", {"name": name})[0] == 200
+    assert call(host, "/api/2.0/mlflow/model-versions/create", {"name": name, "source": source})[0] == 400
+
+
+@pytest.mark.parametrize("url", ["http://169.254.169.254/x", "https://169.254.169.254/x", "https://127.0.0.1/x"])
+def test_webhooks_reach_neither_metadata_nor_loopback(host: Host, url: str) -> None:
+    webhook = {"name": "attack", "url": url, "events": [{"entity": "REGISTERED_MODEL", "action": "CREATED"}]}
+    assert call(host, "/api/2.0/mlflow/webhooks", webhook)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../../../../etc/passwd", "%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "..%252f..%252f..%252f..%252fetc/passwd"],
+)
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_artifact_paths_stay_below_their_root(host: Host, path: str, method: str) -> None:
+    passwd = host.file("/etc/passwd").sha256sum
+    status = host.check_output(
+        f"curl --silent --path-as-is --unix-socket {LIVE} --request {method} --user admin:admin-secret-5c3e --data x"
+        f" --output /tmp/answer --write-out '%{{http_code}}' 'http://mlflow.test/api/2.0/mlflow-artifacts/artifacts/{path}'"
+    )
+    assert status in ("400", "404")
+    assert host.file("/etc/passwd").sha256sum == passwd
 
 
 def test_readiness_follows_the_database(host: Host) -> None:
