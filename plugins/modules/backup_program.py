@@ -21,8 +21,9 @@ options:
     required: true
 attributes:
   check_mode:
-    description: The file is written all the same, for others to compare.
-    support: none
+    description: What a check leaves alone.
+    details: The file is written all the same, for others to compare.
+    support: partial
 """
 
 EXAMPLES = r"""

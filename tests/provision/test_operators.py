@@ -11,7 +11,6 @@ from tests.provision.conftest import Json, Run, Task, World, begun, by_collectio
 
 # Read more than once in a run, and why that is right.
 READ_AGAIN = {
-    "sql.instances.get": "the sets' bucket is open to the account of the instance, which only the instance tells",
     "compute.instances.aggregatedList": "the inventory, before the run and after it: not a resource of ours",
 }
 

@@ -78,6 +78,49 @@ def test_other_hosts_are_refused(host: Host) -> None:
     assert over_tls.stdout == ""
 
 
+RAW = """
+import socket, ssl, sys, time
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+begun = time.monotonic()
+with context.wrap_socket(socket.create_connection(("127.0.0.1", 443), 40), server_hostname="mlflow.test") as client:
+    client.sendall(sys.argv[1].encode().decode("unicode_escape").encode())
+    answer = client.recv(65536)
+print(int(time.monotonic() - begun), answer.split(b"\\r\\n")[0].decode() or "closed")
+"""
+
+
+def raw(host: Host, request: str) -> tuple[int, str]:
+    """Seconds until the answer, and its first line, to what no decent client would send."""
+    seconds, _, line = host.check_output("python3 -c %s %s", RAW, request).partition(" ")
+    return int(seconds), line
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        "GET /a b HTTP/1.1\\r\\nHost: mlflow.test",
+        "POST / HTTP/1.1\\r\\nHost: mlflow.test\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked",
+        "GET / HTTP/1.1\\r\\nHost: mlflow.test\\r\\nHost: other.test",
+        "GET / HTTP/1.1\\r\\nHost: mlflow.test\\r\\nX-Large: " + "x" * 40_000,
+    ],
+    ids=["a space in the path", "two lengths", "two hosts", "an oversized header"],
+)
+def test_requests_that_servers_could_read_differently_are_refused(host: Host, request_head: str) -> None:
+    assert raw(host, request_head + "\\r\\n\\r\\n")[1] == "HTTP/1.1 400 Bad Request"
+
+
+def test_a_path_cannot_add_headers(host: Host) -> None:
+    status, headers = head(host, "http://mlflow.test/%0d%0aX-Added:%20yes")
+    assert (status, headers["location"]) == (308, f"{URL}/%0d%0aX-Added:%20yes")
+    assert "x-added" not in headers
+
+
+def test_a_slow_client_is_let_go(host: Host) -> None:
+    seconds, answer = raw(host, "GET / HTTP/1.1\\r\\nHost: mlflow.test\\r\\nX-Slow: ")
+    assert (answer, 5 < seconds < 20) == ("closed", True)
+
+
 def test_mlflow_learns_who_calls_and_callers_cannot_lie(host: Host) -> None:
     lies = "--header 'X-Forwarded-For: 127.0.0.1' --header 'X-Real-IP: 127.0.0.9'"
     address = host.interface("eth0").addresses[0]
