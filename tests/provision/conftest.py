@@ -123,10 +123,10 @@ class Replay:
     def note(self, task: Task, result: Json) -> None:
         """Remember what Google has named otherwise this time."""
         for old, new in zip(task.result.get("resources", []), result.get("resources", []), strict=True):
-            if task.module == "gcp_resource_info":
-                self._names[old["serviceAccountEmailAddress"]] = new["serviceAccountEmailAddress"]
-            elif old["resource"] and new["resource"] and "/" in old["resource"].get("name", ""):
-                self._names[old["resource"]["name"]] = new["resource"]["name"]
+            before, after = (one.get("resource") or {} for one in (old, new))
+            for field, mark in (("name", "/"), ("serviceAccountEmailAddress", "@")):
+                if mark in before.get(field, "") and field in after:
+                    self._names[before[field]] = after[field]
 
 
 def outcome(result: Json) -> Json:
