@@ -126,11 +126,10 @@ unit: .venv/installed ## Unit and structure tests, and provisioning without mach
 	pytest -q --durations=25 -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
 SCENARIOS := upgrade mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets upkeep
-# On two cores: half of what each does is waiting.
-SIDE_BY_SIDE := xargs -n 1 -P 3 $(MAKE) --no-print-directory
+SIDE_BY_SIDE := xargs -n 1 -P 2 $(MAKE) --no-print-directory
 
 .PHONY: molecule
-molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, three at a time
+molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, two at a time
 	@printf 'logged-scenario-%s\n' $(SCENARIOS) | $(SIDE_BY_SIDE)
 
 scenario-%:

@@ -62,6 +62,8 @@ def test_the_servers_account_has_these_roles_and_no_broader(cloud: Any) -> None:
         "roles/cloudsql.instanceUser",
         "roles/logging.logWriter",
         "roles/monitoring.metricWriter",
+        # What taking a backup set needs.
+        "projects/demo-project/roles/mlflow_server",
     }
 
 

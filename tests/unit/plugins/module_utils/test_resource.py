@@ -297,9 +297,16 @@ def test_a_vms_fields_are_set_one_by_one(cloud, google):
 
 
 def test_what_a_vm_cannot_change_while_it_runs_is_refused(cloud, google):
+    google.store[VM] = {"canIpForward": False}
+    with pytest.raises(CloudError, match="canIpForward is"):
+        ensure(cloud, "compute.instances", {"canIpForward": True}, location="z")
+
+
+def test_the_type_of_a_vm_is_left_to_gcp_vm(cloud, google):
     google.store[VM] = {"machineType": "projects/demo/zones/z/machineTypes/e2-small"}
-    with pytest.raises(CloudError, match="machineType is"):
-        ensure(cloud, "compute.instances", {"machineType": "zones/z/machineTypes/e2-medium"}, location="z")
+    wanted = {"machineType": "zones/z/machineTypes/e2-medium"}
+    plan, _ = ensure(cloud, "compute.instances", wanted, location="z")
+    assert plan.action == "none"
 
 
 def test_a_link_of_an_address_becomes_the_address(cloud, checking):
