@@ -201,12 +201,6 @@ def _get_own_role(call: Call) -> Resource:
     return _own_role(call)
 
 
-@serves("iam.projects.roles.list", permission="iam.roles.list")
-def _list_own_roles(call: Call) -> Resource:
-    found = [public(item) for _, item in call.state.under(f"iam/{call.name}/roles/") if not item.get("deleted")]
-    return call.page(found, "roles", "pageSize")
-
-
 @serves("iam.projects.roles.patch", permission="iam.roles.update")
 def _patch_role(call: Call) -> Resource:
     role, changes = _own_role(call), call.body or {}

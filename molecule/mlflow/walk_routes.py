@@ -23,9 +23,6 @@ os.environ |= {
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-a-test",
 }
 
-from mlflow.server import app as flask_app  # noqa: E402
-from mlflow.server.auth import create_app  # noqa: E402
-
 
 class UnixConnection(http.client.HTTPConnection):
     """HTTP to the live socket."""
@@ -47,15 +44,20 @@ def fastapi_routes(routes, prefix: str = ""):
             yield route.methods, prefix + route.path
 
 
-table = collections.defaultdict(set)
-for methods, path in [
-    *fastapi_routes(create_app().routes),
-    *((r.methods, r.rule) for r in flask_app.url_map.iter_rules()),
-]:
-    table[re.sub(r"[{<][^}>]*[}>]", "1", path)] |= methods
+def route_table() -> dict[str, set[str]]:
+    """Return the methods of each path, with 1 in the place of its parameters."""
+    # Reads the environment above.
+    from mlflow.server import app, auth
+
+    table = collections.defaultdict(set)
+    routes = [*fastapi_routes(auth.create_app().routes), *((r.methods, r.rule) for r in app.url_map.iter_rules())]
+    for methods, path in routes:
+        table[re.sub(r"[{<][^}>]*[}>]", "1", path)] |= methods
+    return table
+
 
 answers = []
-for path, methods in sorted(table.items()):
+for path, methods in sorted(route_table().items()):
     for method in sorted(methods):
         connection = UnixConnection("mlflow.test")
         # As NGINX tells of a caller from elsewhere.

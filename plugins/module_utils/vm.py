@@ -69,27 +69,26 @@ class Vm:
     def _disks(self) -> Any:
         return self._compute.DisksClient(credentials=credentials_for(self.cloud.project), transport="rest")
 
-    def ensure(self) -> tuple[list[Difference], str]:
-        """Bring the machine to the wanted size and let it run.
+    def ensure(self) -> list[Difference]:
+        """Bring the machine to the wanted size and let it run; return what differed.
 
-        Return what differed, and the machine type it has now: in check mode the present one, and the wanted one
-        while there is no machine. What an interrupted run left under way ends first, then the machine is read again.
+        What an interrupted run left under way ends first, then the machine is read again.
         """
         first: list[Difference] | None = None
         deadline = self.cloud.clock() + self.cloud.timeout_seconds
         for pause in self.cloud.pauses(1.0):
             actual = self._settled()
             if actual is None:
-                return [], self.wanted.machine_type
+                return []
             present = actual["machineType"].rsplit("/", 1)[-1]
             found = self._differences(actual, present)
             first = found if first is None else first
             self._raise_if_refused(actual["status"], present)
             if self.cloud.check_mode:
-                return found, present
+                return found
             try:
                 self._bring(actual, present)
-                return first, self.wanted.machine_type
+                return first
             except ApiError as error:
                 if not error.busy or self.cloud.clock() > deadline:
                     raise
@@ -121,7 +120,7 @@ class Vm:
         if present != self.wanted.machine_type and status == RUNNING and not self.wanted.allow_stopping:
             raise CloudError(
                 f"{self.title}: machineType is {present}, wanted {self.wanted.machine_type}. Google changes it only"
-                " while the machine is stopped, which takes a minute or two, and nothing was changed;"
+                " while the machine is stopped, which takes a minute or two, so the machine was left as it is;"
                 " allow that with allow_stopping, or state the present value"
             )
 
@@ -230,9 +229,9 @@ def _boot_disk(machine: Json) -> Json:
 
 def ensure_vm(cloud: Session, wanted: WantedVm) -> Json:
     """Bring the machine to the wanted size and return the module's result."""
-    found, machine_type = Vm(cloud, wanted).ensure()
+    found = Vm(cloud, wanted).ensure()
     differences = [difference._asdict() for difference in found]
     member = {"name": wanted.name, "changed": bool(found), "differences": differences}
     result = batch_result("vms", [member], [], lambda _: f"compute.instances {wanted.name}")
     del result["vms"]
-    return {**result, "differences": differences, "machine_type": machine_type}
+    return {**result, "differences": differences}

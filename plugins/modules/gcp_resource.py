@@ -85,6 +85,8 @@ options:
         description:
           - Wanted fields, spelled as in Google's REST reference.
           - Links may be partial, C(projects/<project>/global/networks/<name>).
+          - C(machineType) of a V(compute.instances) and C(sizeGb) of a V(compute.disks) count when they are made, and
+            are not compared afterwards; M(mlops.mlflow_gcp.gcp_vm) changes them.
           - C(natIP) of a V(compute.instances) and C(IPAddress) of a V(compute.forwardingRules) may be the link of an
             address.
         type: dict

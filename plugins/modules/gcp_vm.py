@@ -72,10 +72,6 @@ differences:
   type: list
   elements: dict
   sample: [{field: machineType, before: e2-standard-2, after: e2-standard-4}]
-machine_type:
-  description: The machine type it has now, in check mode the present one; the wanted one while there is no machine.
-  returned: success
-  type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib

@@ -44,8 +44,7 @@ def machine(cloud: Any) -> dict[str, Any]:
 
 
 def test_a_machine_of_the_wanted_size_is_left_alone(cloud: Any, machine: dict[str, Any]) -> None:
-    result = ensure()
-    assert (result["changed"], result["machine_type"]) == (False, "e2-standard-2")
+    assert ensure()["changed"] is False
     assert cloud.call("GET", MACHINE) == machine
 
 
@@ -56,7 +55,6 @@ def test_one_that_is_not_there_is_left_to_whoever_makes_it(cloud: Any) -> None:
         "changes": [],
         "diff": [],
         "differences": [],
-        "machine_type": "e2-standard-4",
     }
 
 
@@ -68,7 +66,6 @@ def test_the_machine_type_changes_by_a_stop_that_is_allowed(cloud: Any) -> None:
     done = ensure(**wanted)
     assert done["differences"] == predicted["differences"]
     assert done["changes"] == ["update compute.instances mlflow-1: machineType"]
-    assert (predicted["machine_type"], done["machine_type"]) == ("e2-standard-2", "e2-standard-4")
     after = cloud.call("GET", MACHINE)
     assert (after["machineType"].rsplit("/", 1)[-1], after["status"]) == ("e2-standard-4", "RUNNING")
     assert ensure(**wanted)["changed"] is False
@@ -148,7 +145,7 @@ def test_what_a_run_gave_up_is_finished_by_the_next(cloud: Any, direct: Any, met
     assert direct.post(f"{cloud.admin}/faults", json=[{"method": method, "delay_seconds": 3}]).ok
     with pytest.raises(CloudError, match=r"not done after 1 s; run again later"):
         ensure(timeout_seconds=1, **wanted)
-    assert ensure(**wanted)["machine_type"] == "e2-standard-4"
+    ensure(**wanted)
     after = cloud.call("GET", MACHINE)
     assert (after["machineType"].rsplit("/", 1)[-1], after["status"]) == ("e2-standard-4", "RUNNING")
     assert cloud.call("GET", DISK)["sizeGb"] == "100"

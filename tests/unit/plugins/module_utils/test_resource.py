@@ -309,6 +309,14 @@ def test_the_type_of_a_vm_is_left_to_gcp_vm(cloud, google):
     assert plan.action == "none"
 
 
+def test_a_check_shows_the_type_that_a_vm_has(checking, google):
+    google.store[VM] = {"machineType": "projects/demo/zones/z/machineTypes/e2-small", "labels": {}}
+    wanted = {"machineType": "zones/z/machineTypes/e2-medium", "labels": {"a": "b"}}
+    plan, foretold = ensure(checking, "compute.instances", wanted, location="z")
+    assert (plan.action, foretold["labels"]) == ("update", {"a": "b"})
+    assert foretold["machineType"].endswith("/e2-small")
+
+
 def test_a_link_of_an_address_becomes_the_address(cloud, checking):
     link = "projects/demo/regions/r/addresses/a"
     body = {"networkInterfaces": [{"accessConfigs": [{"natIP": link}]}]}
