@@ -157,6 +157,7 @@ integration: images browser ## The real playbooks against the emulated cloud, en
 
 .PHONY: test
 test: ## Everything CI runs, from nothing
-	@$(MAKE) --no-print-directory lint sanity images wheels browser
+	@$(MAKE) --no-print-directory images wheels browser
 	@# Longest first, so that those that run side by side end together.
-	@printf 'logged-%s\n' integration scenario-upgrade unit $(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) | $(SIDE_BY_SIDE)
+	@printf 'logged-%s\n' integration lint sanity scenario-upgrade unit \
+		$(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) | $(SIDE_BY_SIDE)

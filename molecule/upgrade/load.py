@@ -24,10 +24,10 @@ LOGIN = base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
 HOST = "mlflow.test"
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
-UPLOAD_BYTES = 20 << 20
+UPLOAD_BYTES, SLOW_UPLOAD_BYTES = 20 << 20, 200 << 20
 SLOW_SECONDS = 35
 # People think; and what they leave of the machine runs Ansible and a second server.
-PAUSE_SECONDS = 0.5
+PAUSE_SECONDS, PAUSE_BETWEEN_FILES_SECONDS = 0.5, 4
 
 
 class RequestError(Exception):
@@ -132,13 +132,14 @@ def store(client: Client) -> None:
     client.call("PUT", path, content, kind="upload")
     if client.call("GET", path, kind="download") != content:
         client.fail(f"{path} came back different")
+    time.sleep(PAUSE_BETWEEN_FILES_SECONDS)
 
 
 def store_slowly(client: Client) -> None:
-    """An upload that takes longer than any server is given to stop."""
+    """A large upload that takes longer than any server is given to stop."""
     run = client.create_run()
     path = f"{ARTIFACTS}/{client.experiment}/{run}/artifacts/slow.bin"
-    piece = os.urandom(UPLOAD_BYTES // SLOW_SECONDS)
+    piece = os.urandom(SLOW_UPLOAD_BYTES // SLOW_SECONDS)
     connection = Connection(HOST, timeout=300)
     client.requests["slow upload"] += 1
     try:

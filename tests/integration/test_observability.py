@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import requests
 
 PROJECT = "projects/demo-project"
 LOGGING, MONITORING = "https://logging.googleapis.com/v2", "https://monitoring.googleapis.com"
@@ -37,17 +36,6 @@ def named(cloud: Any, collection: str, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_a_second_run_reads_each_resource_once_and_changes_nothing(play: Play, environment: dict[str, str]) -> None:
-    admin = f"{environment['HTTPS_PROXY']}/_emulator"
-    since = requests.get(f"{admin}/health", timeout=5).json()["calls"]
-    again = play(*PROVISION, "gcp_observability")
-    log = requests.get(f"{admin}/log", params={"since": since}, timeout=30).text
-    assert (again.code, again.changed) == (0, 0), again.output
-    assert log.count("/alertPolicies") == log.count("/notificationChannels") == log.count("/uptimeCheckConfigs") == 1
-    assert log.count("/metrics/") == 4
-    assert log.count("/sinks/") == log.count("/dashboards/") == 1
-
-
 def test_the_sink_alone_writes_to_the_bucket(cloud: Any) -> None:
     bindings = cloud.get(f"{BUCKET}/iam")["bindings"]
     writers = next(binding for binding in bindings if binding["role"] == "roles/storage.objectCreator")
@@ -74,36 +62,6 @@ def test_every_alert_tells_the_channel_and_what_to_do(cloud: Any) -> None:
         # What a title says must fit a query that is there.
         assert "None" not in str(policy["conditions"])
         assert "known after" not in str(policy["conditions"])
-
-
-def test_drift_by_hand_is_mended(play: Play, cloud: Any) -> None:
-    drift = [
-        (named(cloud, POLICIES, "mlflow-down"), {"enabled": False}),
-        (named(cloud, POLICIES, "mlflow-disk"), {"notificationChannels": []}),
-        (named(cloud, POLICIES, "mlflow-memory"), {"severity": "CRITICAL"}),
-        (named(cloud, CHECKS, "mlflow"), {"period": "900s"}),
-        (named(cloud, CHANNELS, "mlflow"), {"labels": {"email_address": "ann@example.com"}}),
-    ]
-    for found, change in drift:
-        (field,) = change
-        url = f"{MONITORING}/v3/{found['name']}?updateMask={field}"
-        cloud.call("PATCH", url, change).raise_for_status()
-    metric = f"{LOGGING}/{PROJECT}/metrics/mlflow_errors"
-    before = [cloud.get(url) for url in (metric, SINK, DASHBOARD)]
-    cloud.call("PUT", metric, {"name": "mlflow_errors", "filter": "severity>=ERROR"}).raise_for_status()
-    cloud.call("PATCH", f"{SINK}?uniqueWriterIdentity=true&updateMask=filter", {}).raise_for_status()
-    cloud.call("PATCH", DASHBOARD, {**before[2], "mosaicLayout": {"columns": 12, "tiles": []}}).raise_for_status()
-
-    mended = play(*PROVISION, "gcp_observability")
-
-    # The parts, and the policies.
-    assert (mended.code, mended.changed) == (0, 2), mended.output
-    for found, change in drift:
-        (field,) = change
-        assert cloud.get(f"{MONITORING}/v3/{found['name']}")[field] == found[field]
-    assert cloud.get(metric)["filter"] == before[0]["filter"]
-    assert cloud.get(SINK)["filter"] == before[1]["filter"]
-    assert cloud.get(DASHBOARD)["mosaicLayout"] == before[2]["mosaicLayout"]
 
 
 def test_two_that_carry_one_name_are_both_named(play: Play, cloud: Any) -> None:

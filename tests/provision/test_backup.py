@@ -25,10 +25,9 @@ Play = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def world(clean_world: World, empty: dict[str, Any], play: Play) -> Iterator[World]:
+def world(clean_world: World, provisioned: tuple[Any, dict[str, Any]], empty: dict[str, Any]) -> Iterator[World]:
     """The cloud with a deployment."""
-    clean_world.put(empty)
-    assert play().code == 0
+    clean_world.put(provisioned[1])
     yield clean_world
     clean_world.put(empty)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.provision.conftest import Json, Task, World
 from tests.provision.test_existing import PROJECT, play, tables
-from tests.unit.emulator.conftest import Running, serving
+from tests.unit.emulator.conftest import Running
 
 COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
 BUCKET = f"https://storage.googleapis.com/storage/v1/b/{PROJECT}-mlflow-artifacts"
@@ -40,24 +41,22 @@ Provision = Callable[..., tuple[str, int]]
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """An emulated cloud of its own, whose operator has a key."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        serving(tmp_path_factory.mktemp("cloud"), patch) as running,
-    ):
-        running.server.cloud.state.services[PROJECT].append("cloudkms.googleapis.com")
-        running.call("POST", f"{KMS}/{RING}?keyRingId=mlflow", {})
-        running.call("POST", f"{KMS}/{RING}/mlflow/cryptoKeys?cryptoKeyId=mlflow", {"purpose": "ENCRYPT_DECRYPT"})
-        yield running
+def cloud(clean_world: World, provisioned: tuple[list[Task], Json], empty: Json) -> Iterator[Running]:
+    """The cloud with a deployment, whose operator has a key."""
+    clean_world.put(provisioned[1])
+    clean_world.state.services[PROJECT].append("cloudkms.googleapis.com")
+    clean_world.running.call("POST", f"{KMS}/{RING}?keyRingId=mlflow", {})
+    made = f"{KMS}/{RING}/mlflow/cryptoKeys?cryptoKeyId=mlflow"
+    clean_world.running.call("POST", made, {"purpose": "ENCRYPT_DECRYPT"})
+    yield clean_world.running
+    clean_world.put(empty)
 
 
 @pytest.fixture(scope="module")
-def provision(running: Running, make_inventory: Callable[..., pathlib.Path]) -> Provision:
+def provision(cloud: Running, make_inventory: Callable[..., pathlib.Path]) -> Provision:
     """Return a function that runs provision.yml with some roles and values on what the inventory says."""
-    del running
+    del cloud
     inventory = make_inventory()
-    play("playbooks/provision.yml", inventory=inventory)
 
     def run(roles: str, *arguments: str, code: int = 0, **values: Any) -> tuple[str, int]:
         given = ("--tags", roles, "-e", json.dumps(values), *arguments)
@@ -66,10 +65,10 @@ def provision(running: Running, make_inventory: Callable[..., pathlib.Path]) -> 
     return run
 
 
-def test_settings_are_predicted_made_kept_and_undone(running: Running, provision: Provision) -> None:
-    before = tables(running)
+def test_settings_are_predicted_made_kept_and_undone(cloud: Running, provision: Provision) -> None:
+    before = tables(cloud)
     predicted, changed = provision(ROLES, "--check", "--diff", **STATED)
-    assert (changed, tables(running)) == (CHANGES, before), predicted
+    assert (changed, tables(cloud)) == (CHANGES, before), predicted
 
     made, changed = provision(ROLES, "--diff", **STATED)
     assert changed == CHANGES, made
@@ -77,44 +76,44 @@ def test_settings_are_predicted_made_kept_and_undone(running: Running, provision
         line for line in predicted.splitlines() if line[:1] in "+-"
     ]
     assert provision(ROLES, **STATED)[1] == 0
-    database, bucket = running.call("GET", DATABASE)["settings"], running.call("GET", BUCKET)
+    database, bucket = cloud.call("GET", DATABASE)["settings"], cloud.call("GET", BUCKET)
     assert database["dataCacheConfig"] == {"dataCacheEnabled": True}
     assert (database["dataDiskSizeGb"], database["denyMaintenancePeriods"]) == ("20", [DENIED])
     assert bucket["autoclass"]["enabled"] is True
     assert "SetStorageClass" not in str(bucket["lifecycle"])
-    assert running.call("GET", SCHEDULE)["snapshotSchedulePolicy"]["retentionPolicy"]["maxRetentionDays"] == 7
+    assert cloud.call("GET", SCHEDULE)["snapshotSchedulePolicy"]["retentionPolicy"]["maxRetentionDays"] == 7
 
     undone, changed = provision(ROLES)
     assert changed == CHANGES, undone
     # It never shrinks.
-    assert running.call("GET", DATABASE)["settings"]["dataDiskSizeGb"] == "20"
-    assert "autoclass" not in running.call("GET", BUCKET)
+    assert cloud.call("GET", DATABASE)["settings"]["dataDiskSizeGb"] == "20"
+    assert "autoclass" not in cloud.call("GET", BUCKET)
 
 
 def test_a_detached_schedule_is_attached_again_and_goes_when_none_is_wanted(
-    running: Running, provision: Provision
+    cloud: Running, provision: Provision
 ) -> None:
     policy = {"resourcePolicies": [SCHEDULE.partition("/compute/v1/")[2]]}
-    running.done(running.call("POST", f"{DISK}/removeResourcePolicies", policy))
+    cloud.done(cloud.call("POST", f"{DISK}/removeResourcePolicies", policy))
     assert provision("gcp_instance")[1] == 1
-    assert running.call("GET", DISK)["resourcePolicies"][0].endswith("/mlflow-1-daily")
+    assert cloud.call("GET", DISK)["resourcePolicies"][0].endswith("/mlflow-1-daily")
 
     off, changed = provision("gcp_instance", gcp_instance_snapshot_retention_days=0)
     assert changed == 1, off
-    running.refused("GET", SCHEDULE)
-    assert "resourcePolicies" not in {k: v for k, v in running.call("GET", DISK).items() if v}
+    cloud.refused("GET", SCHEDULE)
+    assert "resourcePolicies" not in {k: v for k, v in cloud.call("GET", DISK).items() if v}
     assert provision("gcp_instance")[1] == 1
 
 
 def test_a_key_goes_to_the_bucket_at_once_and_never_to_what_is_there_without_it(
-    running: Running, provision: Provision
+    cloud: Running, provision: Provision
 ) -> None:
     encrypted, changed = provision("gcp_project,gcp_bucket", platform_kms_key=KEY)
     assert changed == 2, encrypted
     assert provision("gcp_project,gcp_bucket", platform_kms_key=KEY)[1] == 0
-    assert running.call("GET", BUCKET)["encryption"]["defaultKmsKeyName"] == KEY
+    assert cloud.call("GET", BUCKET)["encryption"]["defaultKmsKeyName"] == KEY
 
-    before = tables(running)
+    before = tables(cloud)
     for role, present in (
         ("gcp_secret", "replication.userManaged.replicas is []"),
         ("gcp_sql", "diskEncryptionConfiguration.kmsKeyName is null"),
@@ -123,14 +122,14 @@ def test_a_key_goes_to_the_bucket_at_once_and_never_to_what_is_there_without_it(
         refused, _ = provision(role, platform_kms_key=KEY, code=2)
         assert f"{present}, wanted" in refused
         assert "Google cannot change this in place and nothing was changed" in refused
-    assert tables(running) == before
+    assert tables(cloud) == before
 
     assert provision("gcp_bucket")[1] == 1
-    assert "encryption" not in running.call("GET", BUCKET)
+    assert "encryption" not in cloud.call("GET", BUCKET)
 
 
 def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
-    running: Running, make_inventory: Callable[..., pathlib.Path]
+    cloud: Running, make_inventory: Callable[..., pathlib.Path]
 ) -> None:
     inventory = make_inventory(
         platform_name="sealed",
@@ -141,34 +140,34 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
     )
     (inventory / "gcp.yml").write_text((inventory / "gcp.yml").read_text().replace("= mlflow", "= sealed"))
     both = ("playbooks/preflight.yml", "playbooks/provision.yml")
-    before = {name for name in tables(running)["resources"] if "sealed" in name}
+    before = {name for name in tables(cloud)["resources"] if "sealed" in name}
     assert before == set()
 
     made, changed = play(*both, inventory=inventory)
     assert changed, made
-    again, changed = play(*both, inventory=inventory)
+    again, changed = play(both[1], inventory=inventory)
     assert changed == 0, again
-    instance = running.call("GET", DATABASE.replace("/mlflow", "/sealed"))
+    instance = cloud.call("GET", DATABASE.replace("/mlflow", "/sealed"))
     assert instance["diskEncryptionConfiguration"]["kmsKeyName"] == KEY
-    secret = running.call("GET", f"{SECRETS}/sealed-admin-password")
+    secret = cloud.call("GET", f"{SECRETS}/sealed-admin-password")
     replicas = [{"location": "europe-west1", "customerManagedEncryption": {"kmsKeyName": KEY}}]
     assert secret["replication"] == {"userManaged": {"replicas": replicas}}
-    logs = running.call("GET", BUCKET.replace("mlflow-artifacts", "sealed-logs"))
+    logs = cloud.call("GET", BUCKET.replace("mlflow-artifacts", "sealed-logs"))
     assert logs["encryption"]["defaultKmsKeyName"] == KEY
-    disk = running.call("GET", DISK.replace("mlflow-1", "sealed-1"))
+    disk = cloud.call("GET", DISK.replace("mlflow-1", "sealed-1"))
     assert disk["diskEncryptionKey"]["kmsKeyName"].startswith(f"{KEY}/")
-    machine = running.call("GET", DISK.replace("disks/mlflow-1", "instances/sealed-1"))
+    machine = cloud.call("GET", DISK.replace("disks/mlflow-1", "instances/sealed-1"))
     assert machine["confidentialInstanceConfig"]["confidentialInstanceType"] == "SEV"
     assert machine["scheduling"]["onHostMaintenance"] == "TERMINATE"
 
-    policy = copy.deepcopy(running.server.cloud.state.policies[KEY])
+    policy = copy.deepcopy(cloud.server.cloud.state.policies[KEY])
     confirmed = ("-e", f"platform_destroy_project={PROJECT}", "-e", "platform_destroy_database=sealed")
     bucket = ("-e", f"platform_destroy_bucket={PROJECT}-sealed-artifacts")
     removed, _ = play("playbooks/destroy.yml", *confirmed, *bucket, inventory=inventory)
-    left = {name for name, one in tables(running)["resources"].items() if one.get("name", "").startswith("sealed")}
+    left = {name for name, one in tables(cloud)["resources"].items() if one.get("name", "").startswith("sealed")}
     assert left == set(), removed
-    assert running.call("GET", f"{KMS}/{KEY}")["primary"]["state"] == "ENABLED"
-    assert running.server.cloud.state.policies[KEY] == policy
+    assert cloud.call("GET", f"{KMS}/{KEY}")["primary"]["state"] == "ENABLED"
+    assert cloud.server.cloud.state.policies[KEY] == policy
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
     ],
     ids=["bucket", "database", "server"],
 )
-@pytest.mark.usefixtures("running")
+@pytest.mark.usefixtures("cloud")
 def test_settings_that_contradict_each_other_are_reported_together(
     make_inventory: Callable[..., pathlib.Path], values: dict[str, Any], expected: list[str]
 ) -> None:

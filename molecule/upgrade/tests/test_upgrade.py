@@ -142,13 +142,6 @@ def test_an_upgrade_that_is_killed_twice_and_run_again_fails_no_request(host: Ho
     assert host.check_output("readlink /etc/mlflow/previous") == f"generations/{before}"
 
 
-def test_a_second_upgrade_changes_nothing(host: Host, converge) -> None:
-    for options in [(), ("--check", "--diff")]:
-        second = converge(*options, **UPGRADE)
-        assert second.returncode == 0, second.stdout
-        assert " changed=0 " in second.stdout
-
-
 def test_rollback_refuses_a_schema_that_has_moved(host: Host, converge) -> None:
     before = live(host)
     refused = converge(entry_point="rollback")
@@ -206,7 +199,7 @@ def test_a_version_that_starts_but_is_broken_never_goes_live(host: Host, converg
     host.check_output(f"cp -p {store} /srv/whole.py; echo 'SqlAlchemyStore.search_experiments = None' >> {store}")
     try:
         with clients():
-            failed = converge(**UPGRADE, mlflow_start_timeout_seconds=60)
+            failed = converge(**UPGRADE, mlflow_start_timeout_seconds=40)
     finally:
         host.check_output(f"cp -p /srv/whole.py {store}")
     said = " ".join(failed.stdout.split())
