@@ -42,8 +42,8 @@ class Cloud:
         self.server = server
         self.variables = variables
 
-    def run(self, playbook: str, inventory: str) -> tuple[float, float, int, Any]:
-        """Run a playbook; return seconds, those of the processor, API calls and Ansible's report.
+    def run(self, playbook: str, inventory: str) -> tuple[float, float, list[Any], Any]:
+        """Run a playbook; return seconds, those of the processor, the API calls and Ansible's report.
 
         Raises RuntimeError when it fails.
         """
@@ -64,7 +64,7 @@ class Cloud:
             raise RuntimeError(f"{playbook} failed: {_failures(finished.stdout)}")
         calls = [json.loads(line) for line in log.read_text().splitlines()[before:]]
         report = json.loads(finished.stdout[finished.stdout.index("{\n") :])
-        return seconds, used, sum(call["host"] not in BESIDE for call in calls), report
+        return seconds, used, [call for call in calls if call["host"] not in BESIDE], report
 
 
 @contextlib.contextmanager
@@ -103,9 +103,9 @@ def _failures(output: str) -> list[str]:
     return [str(result.get("msg")) for result in results if result.get("failed") or result.get("unreachable")]
 
 
-def seconds_by_role(report: Any) -> dict[str, float]:
-    """Return how long the tasks of each role took."""
-    found: dict[str, float] = {}
+def seconds_by_role(report: Any, calls: list[Any]) -> dict[str, tuple[float, float]]:
+    """Return how long the tasks of each role took, and how long of it the cloud was answering."""
+    found: dict[str, tuple[float, float]] = {}
     for play in report["plays"]:
         for task in play["tasks"]:
             role = task["task"]["path"].partition("/roles/")[2].partition("/")[0]
@@ -113,9 +113,21 @@ def seconds_by_role(report: Any) -> dict[str, float]:
             if "end" not in duration:
                 continue  # nothing ran, as for a refreshed inventory
             start, end = (datetime.datetime.fromisoformat(duration[at]) for at in ("start", "end"))
-            found[role] = found.get(role, 0.0) + (end - start).total_seconds()
+            spent, answering = found.get(role, (0.0, 0.0))
+            answering += _answering(calls, start.timestamp(), end.timestamp())
+            found[role] = (spent + (end - start).total_seconds(), answering)
     found.pop("", None)
     return found
+
+
+def _answering(calls: list[Any], start: float, end: float) -> float:
+    """Return the seconds between two times in which one call at least was being answered."""
+    total, until = 0.0, start
+    for call in sorted(calls, key=lambda call: call["time"]):
+        begun, ended = max(call["time"], until), min(call["time"] + call["seconds"], end)
+        if ended > begun:
+            total, until = total + ended - begun, ended
+    return total
 
 
 def main() -> None:
@@ -128,14 +140,15 @@ def main() -> None:
             for playbook in ("ours", "google_cloud"):
                 seconds, used, calls, _ = cloud.run(f"bench/{playbook}.yml", "localhost,")
                 took[run, playbook] = (seconds, used)
-                print(f"{run:8}{playbook:16}{calls:>10}{seconds:>10.1f}{seconds / RESOURCES:>12.2f}{used:>12.1f}")
+                print(f"{run:8}{playbook:16}{len(calls):>10}{seconds:>10.1f}{seconds / RESOURCES:>12.2f}{used:>12.1f}")
             ratios = [theirs / ours for theirs, ours in zip(took[run, "google_cloud"], took[run, "ours"], strict=True)]
             print(f"{run:8}google_cloud takes {ratios[0]:.1f} times as long, {ratios[1]:.1f} times the processor")
         cloud.run("playbooks/provision.yml", "inventories/local")
         seconds, _, calls, report = cloud.run("playbooks/provision.yml", "inventories/local")
-        print(f"\nprovision.yml with nothing to do: {calls} API calls, {seconds:.1f} s, of which in tasks:")
-        for role, spent in seconds_by_role(report).items():
-            print(f"  {role:22}{spent:>6.1f} s")
+        print(f"\nprovision.yml with nothing to do: {len(calls)} API calls, {seconds:.1f} s, of which in tasks:")
+        print(f"  {'':22}{'seconds':>10}{'API':>8}{'Ansible':>10}")
+        for role, (spent, answering) in seconds_by_role(report, calls).items():
+            print(f"  {role:22}{spent:>10.1f}{answering:>8.1f}{spent - answering:>10.1f}")
 
 
 if __name__ == "__main__":
