@@ -1,4 +1,4 @@
-"""MLflow with login, whose log lines begin with the id that NGINX gave to the request they are about."""
+"""MLflow with login: says at once that it is alive; its log lines begin with the id that NGINX gave to the request."""
 
 import contextvars
 import logging
@@ -27,6 +27,22 @@ class RequestId:
         await self.app(scope, receive, send)
 
 
+class Alive:
+    """Answers /health from the event loop itself: Flask's few threads may all be held by long uploads."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable[[], Any], send: Send) -> None:
+        """Serve one request, or whatever else ASGI calls an app for."""
+        if scope["type"] != "http" or scope["path"] != "/health":
+            await self.app(scope, receive, send)
+            return
+        headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"OK"})
+
+
 def log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
     """Return a record whose message begins with the id of the request at work, where there is one."""
     record = logging.LogRecord(*arguments, **options)
@@ -35,7 +51,7 @@ def log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
     return record
 
 
-def create_app() -> RequestId:
+def create_app() -> Alive:
     """Return what uvicorn's workers serve."""
     logging.setLogRecordFactory(log_record)
-    return RequestId(auth.create_app())
+    return Alive(RequestId(auth.create_app()))

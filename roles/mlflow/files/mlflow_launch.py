@@ -13,8 +13,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import socket
 import sys
 import tempfile
+import threading
 import time
 
 import alembic.command
@@ -194,6 +196,28 @@ def give_database_password(password: str) -> None:
     options.write_text(f'[client]\npassword = "{password}"\n')
 
 
+def tell_systemd_while_alive(path: pathlib.Path) -> None:
+    """Asks the server over and over, and passes each answer on: where none comes for WatchdogSec=, systemd restarts.
+
+    What it asks needs no database and no free thread: a busy server, and one whose database is away, answer.
+    https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
+    """
+    seconds = int(os.environ["WATCHDOG_USEC"]) / 1_000_000 / 4
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+            server.settimeout(seconds)
+            try:
+                server.connect(str(path))
+                server.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                is_alive = server.recv(12) == b"HTTP/1.1 200"
+            except OSError:
+                is_alive = False
+        if is_alive:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.sendto(b"WATCHDOG=1", os.environ["NOTIFY_SOCKET"])
+        time.sleep(seconds)
+
+
 def serve(schemas: list[Schema]) -> None:
     """Runs `mlflow server` in this process, on a Unix socket in the generation's own directory."""
     secret_key, password = credential("flask-secret-key"), credential("admin-password")
@@ -205,11 +229,12 @@ def serve(schemas: list[Schema]) -> None:
         ensure_schema(schema)
     ensure_admin(str(auth.auth_config.admin_username), password)
 
-    socket = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
-    socket.unlink(missing_ok=True)
+    path = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
+    path.unlink(missing_ok=True)
+    threading.Thread(target=tell_systemd_while_alive, args=[path], daemon=True).start()
     # NGINX writes the access log.
     own = pathlib.Path(__file__).parent
-    uvicorn = f"--uds {socket} --no-access-log --timeout-graceful-shutdown 30 --app-dir {own}"
+    uvicorn = f"--uds {path} --no-access-log --timeout-graceful-shutdown 30 --app-dir {own}"
     options = ["--app-name", "basic-auth", "--workers", os.environ["MLFLOW_WORKERS"], "--uvicorn-opts", uvicorn]
 
     from mlflow.cli import cli
