@@ -155,6 +155,11 @@ browser: # What the browser test needs; certutil makes the browser trust the emu
 integration: images browser ## The real playbooks against the emulated cloud, end to end
 	pytest -q --durations=25 tests/integration
 
+.PHONY: faults
+faults: images ## What fails while a client writes, and for how long: docs/faults.md
+	@FAULTS=all pytest -q tests/integration/test_healing.py
+	@sed -e '/^| fault/,$$d' docs/faults.md > build/faults.head && cat build/faults.head build/faults.md > docs/faults.md
+
 .PHONY: test
 test: ## Everything CI runs, from nothing
 	@$(MAKE) --no-print-directory images wheels browser

@@ -151,12 +151,6 @@ def bucket_unavailable(place: Place) -> None:
     requests.delete(faults, timeout=30).raise_for_status()
 
 
-def metadata_server_away(place: Place) -> None:
-    place.shell("ip route add blackhole 169.254.169.254/32")
-    time.sleep(AWAY_SECONDS)
-    place.shell("ip route del blackhole 169.254.169.254/32")
-
-
 FAULTS: dict[str, Callable[[Place], Any]] = {
     "a worker of MLflow is killed": lambda place: place.shell(f"set -- {WORKERS}; kill -9 $1"),
     "MLflow's main process is killed": lambda place: place.shell(f"kill -9 {MAIN}"),
@@ -164,13 +158,12 @@ FAULTS: dict[str, Callable[[Place], Any]] = {
     "NGINX is killed": lambda place: place.shell("systemctl kill --signal=KILL nginx"),
     "the database restarts": database_restarts,
     "the virtual machine restarts": lambda place: docker("restart", place.server),
+    "MLflow hangs, its socket open": hang,
 }
 SLOW_FAULTS: dict[str, Callable[[Place], Any]] = {
-    "MLflow hangs, its socket open": hang,
     f"the database is away for {AWAY_SECONDS} s": database_away,
     f"the database is away for {AWAY_SECONDS} s at boot": database_away_at_boot,
     f"the bucket answers 503 for {AWAY_SECONDS} s": bucket_unavailable,
-    f"the metadata server is away for {AWAY_SECONDS} s": metadata_server_away,
 }
 if os.environ.get("FAULTS") == "all":
     FAULTS |= SLOW_FAULTS

@@ -233,21 +233,6 @@ def test_a_killed_process_comes_back(host: Host, victim: str) -> None:
     wait_until_ready(host)
 
 
-def test_a_server_that_hangs_while_its_socket_is_open_is_started_again(host: Host) -> None:
-    main = host.check_output("systemctl show -P MainPID mlflow")
-    supervisor = host.check_output(f"pgrep --parent {main} --full uvicorn")
-    workers = host.check_output(f"pgrep --parent {supervisor} --full spawn_main").split()
-    # The supervisor as well: it would replace workers that stand still.
-    host.check_output(f"kill -STOP {supervisor} {' '.join(workers)}")
-    assert host.run(f"curl --silent --max-time 5 --unix-socket {LIVE} http://mlflow.test/health").rc == 28
-    deadline = time.monotonic() + 120
-    while host.check_output("systemctl show -P MainPID mlflow") in (main, "0"):
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    wait_until_ready(host)
-    assert "Failed with result 'watchdog'" in host.check_output("journalctl --unit='mlflow-*' --no-pager --boot")
-
-
 def test_the_secret_decides_the_administrators_password(host: Host) -> None:
     changed = {"username": "admin", "current_password": PASSWORD, "password": "changed-in-the-page-1"}
     assert call(host, "/api/2.0/mlflow/users/update-password", changed, method="PATCH")[0] == 200
