@@ -14,7 +14,7 @@ import pytest
 import requests
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Response, expect, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Locator, Response, expect, sync_playwright
 
 SCREENSHOTS = pathlib.Path(__file__).resolve().parents[2] / "build" / "screenshots"
 # As people open it: the port of the server that this machine publishes.
@@ -61,23 +61,32 @@ def open_browser(home: pathlib.Path) -> Iterator[Callable[..., BrowserContext]]:
 
 
 @pytest.fixture
-def run_name(tracking: Callable[..., requests.Response]) -> Iterator[tuple[str, str]]:
-    """Yield an experiment's id and the name of its run."""
+def run_name(tracking: Callable[..., requests.Response]) -> Iterator[tuple[str, str, str]]:
+    """Yield an experiment's id, the id of its run and the run's name."""
     now = time.time_ns()
     experiment = tracking("POST", "experiments/create", json={"name": f"browser-{now}"}).json()["experiment_id"]
     name = f"seen-{now}"
     started = {"experiment_id": experiment, "run_name": name, "start_time": int(time.time() * 1000)}
     run = tracking("POST", "runs/create", json=started).json()["run"]["info"]["run_id"]
     tracking("POST", "runs/log-parameter", json={"run_id": run, "key": "alpha", "value": "0.5"}).raise_for_status()
-    yield experiment, name
+    for step in range(5):
+        metric = {"run_id": run, "key": "loss", "value": 1 / (step + 1), "timestamp": now // 1_000_000, "step": step}
+        tracking("POST", "runs/log-metric", json=metric).raise_for_status()
+    yield experiment, run, name
     tracking("POST", "experiments/delete", json={"experiment_id": experiment}).raise_for_status()
 
 
-def test_the_page_shows_the_run_after_login(
-    deployment: Any, open_browser: Callable[..., BrowserContext], run_name: tuple[str, str]
+def test_the_pages_show_what_is_there_after_login_and_break_no_rule(
+    deployment: Any, open_browser: Callable[..., BrowserContext], run_name: tuple[str, str, str]
 ) -> None:
-    experiment, name = run_name
+    experiment, run, name = run_name
     context = open_browser(http_credentials={"username": "admin", "password": deployment.admin_password})
+    artifacts = f"{URL}/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts"
+    for file, content in (
+        ("note.txt", "a note"),
+        ("page.html", "<h1>A page</h1><script>document.body.id='ran'</script>"),
+    ):
+        assert context.request.put(f"{artifacts}/{file}", data=content).ok
     page = context.new_page()
     wrong: list[str] = []
 
@@ -86,6 +95,7 @@ def test_the_page_shows_the_run_after_login(
             wrong.append(f"status {response.status}: {response.url}")
 
     def note_console(message: ConsoleMessage) -> None:
+        # What breaks the Content-Security-Policy is among it.
         if message.type == "error":
             wrong.append(f"console: {message.text} at {message.location}")
 
@@ -94,15 +104,24 @@ def test_the_page_shows_the_run_after_login(
     page.on("response", note_status)
     page.on("console", note_console)
 
-    page.goto(f"{URL}/#/experiments/{experiment}/runs")
-    link = page.get_by_role("link", name=name)
-    expect(link).to_be_visible(timeout=PATIENCE_MILLISECONDS)
+    def shown(path: str, what: Locator, picture: str) -> None:
+        page.goto(f"{URL}/#/{path}")
+        expect(what.first).to_be_visible(timeout=PATIENCE_MILLISECONDS)
+        page.screenshot(path=SCREENSHOTS / f"{picture}.png")
+
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / "runs.png")
-    link.click()
-    expect(page.get_by_text("alpha", exact=True)).to_be_visible(timeout=PATIENCE_MILLISECONDS)
-    page.screenshot(path=SCREENSHOTS / "run.png")
+    of_run = f"experiments/{experiment}/runs/{run}"
+    shown(f"experiments/{experiment}/runs", page.get_by_role("link", name=name), "runs")
+    shown(of_run, page.get_by_text("alpha", exact=True), "run")
+    shown(f"{of_run}/model-metrics", page.locator(".js-plotly-plot"), "charts")
+    shown(f"{of_run}/artifacts/note.txt", page.get_by_text("a note"), "artifact")
+    shown(f"experiments/{experiment}/traces", page.get_by_text("trace").first, "traces")
+    shown("models", page.get_by_role("heading", name="Model"), "models")
     assert [one for one in wrong if not EXPECTED.search(one)] == []
+
+    shown(f"{of_run}/artifacts/page.html", page.frame_locator("iframe").get_by_role("heading", name="A page"), "html")
+    assert page.frame_locator("iframe").locator("#ran").count() == 0
+    assert "Content Security Policy" in wrong[-1]
 
 
 def test_the_page_is_not_shown_without_a_login(open_browser: Callable[..., BrowserContext]) -> None:

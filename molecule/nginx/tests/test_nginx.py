@@ -49,6 +49,8 @@ def test_security_headers_are_there_once(host: Host) -> None:
     assert raw.count("x-frame-options: sameorigin") == 1
     for header in ("strict-transport-security: max-age=63072000", "x-content-type-options: nosniff", "referrer-policy"):
         assert raw.count(header) == 1
+    assert raw.count("content-security-policy: default-src 'self'; script-src 'self'; ") == 1
+    assert "; form-action 'self'; frame-ancestors 'self'" in raw
     assert "nginx/" not in raw
 
 
