@@ -82,10 +82,8 @@ def test_the_pages_show_what_is_there_after_login_and_break_no_rule(
     experiment, run, name = run_name
     context = open_browser(http_credentials={"username": "admin", "password": deployment.admin_password})
     artifacts = f"{URL}/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts"
-    for file, content in (
-        ("note.txt", "a note"),
-        ("page.html", "<h1>A page</h1><script>document.body.id='ran'</script>"),
-    ):
+    html = "<h1>A page</h1><script>document.body.id = 'ran'</script>"
+    for file, content in (("note.txt", "a note"), ("page.html", html)):
         assert context.request.put(f"{artifacts}/{file}", data=content).ok
     page = context.new_page()
     wrong: list[str] = []
@@ -121,7 +119,7 @@ def test_the_pages_show_what_is_there_after_login_and_break_no_rule(
 
     shown(f"{of_run}/artifacts/page.html", page.frame_locator("iframe").get_by_role("heading", name="A page"), "html")
     assert page.frame_locator("iframe").locator("#ran").count() == 0
-    assert "Content Security Policy" in wrong[-1]
+    assert any("Content Security Policy" in one for one in wrong)
 
 
 def test_the_page_is_not_shown_without_a_login(open_browser: Callable[..., BrowserContext]) -> None:
