@@ -20,6 +20,7 @@ LOWEST_MLFLOW_VERSION = (3, 17, 0)
 LOWEST_POSTGRES_VERSION = 17
 MYSQL_VERSION = "MYSQL_8_4"
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
+PROFILES = ("small", "medium", "large")
 SQL_LOGINS = ("iam", "password")
 LOG_DESTINATIONS = ("bucket", "dataset")
 DISK_SIZE_GIB = (20, 65536)
@@ -334,6 +335,7 @@ def _check_reach(checker: _Checker) -> None:
 
 def _check_machines(checker: _Checker) -> None:
     variables = checker.variables
+    checker.one_of("platform_profile", PROFILES)
     checker.one_of("platform_vm_image_family", VM_IMAGE_FAMILIES)
     checker.one_of("platform_sql_login", SQL_LOGINS)
     checker.one_of("platform_log_destination", LOG_DESTINATIONS)

@@ -197,6 +197,7 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
                 "gcp_sql_edition": "ENTERPRISE",
                 "platform_sql_tier": "db-perf-optimized-N-2",
                 "gcp_sql_data_cache_enabled": True,
+                "gcp_sql_client_connections": 391,
                 "gcp_sql_storage_size_gib": 50,
                 "gcp_sql_storage_limit_gib": 20,
                 "gcp_sql_transaction_log_days": 20,
@@ -205,6 +206,7 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
             },
             [
                 "db-perf-optimized-N-2 is no tier of gcp_sql_edition ENTERPRISE",
+                "391 is more than the 400 that db-perf-optimized-N-2 takes, less 10 of Google's own",
                 "goes with gcp_sql_edition ENTERPRISE_PLUS only",
                 "is less than gcp_sql_storage_size_gib, 50",
                 "is not from 1 to 7, as gcp_sql_edition ENTERPRISE has it",

@@ -204,6 +204,16 @@ def test_artifact_paths_stay_below_their_root(host: Host, path: str, method: str
     assert host.file("/etc/passwd").sha256sum == passwd
 
 
+def test_many_at_once_are_served_by_few_connections_to_the_database(host: Host) -> None:
+    request = (
+        f"curl --silent --output /dev/null --write-out '%{{http_code}}\\n' --user admin:{PASSWORD} --unix-socket {LIVE}"
+    )
+    answers = host.check_output(f"seq 400 | xargs -P 40 -I% {request} 'http://mlflow.test{SEARCH}'").split()
+    assert set(answers) == {"200"}
+    # Two workers with three pools of five.
+    assert 2 <= int(sql(host, "SELECT count(*) FROM pg_stat_activity WHERE usename = 'mlflow@test'")) <= 30
+
+
 def test_readiness_follows_the_database(host: Host) -> None:
     assert host.run(READY).rc == 0
     host.check_output("systemctl stop postgresql")
