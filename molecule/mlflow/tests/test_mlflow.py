@@ -208,7 +208,7 @@ def test_many_at_once_are_served_by_few_connections_to_the_database(host: Host) 
     request = (
         f"curl --silent --output /dev/null --write-out '%{{http_code}}\\n' --user admin:{PASSWORD} --unix-socket {LIVE}"
     )
-    answers = host.check_output(f"seq 400 | xargs -P 40 -I% {request} 'http://mlflow.test{SEARCH}'").split()
+    answers = host.check_output(f"seq 400 | xargs -P 40 -I@ {request} 'http://mlflow.test{SEARCH}'").split()
     assert set(answers) == {"200"}
     # Two workers with three pools of five.
     assert 2 <= int(sql(host, "SELECT count(*) FROM pg_stat_activity WHERE usename = 'mlflow@test'")) <= 30
