@@ -61,7 +61,7 @@ def open_browser(home: pathlib.Path) -> Iterator[Callable[..., BrowserContext]]:
 
 
 @pytest.fixture
-def run_name(tracking: Callable[..., requests.Response]) -> Iterator[tuple[str, str, str]]:
+def run_name(deployment: Any, tracking: Callable[..., requests.Response]) -> Iterator[tuple[str, str, str]]:
     """Yield an experiment's id, the id of its run and the run's name."""
     now = time.time_ns()
     experiment = tracking("POST", "experiments/create", json={"name": f"browser-{now}"}).json()["experiment_id"]
@@ -72,6 +72,16 @@ def run_name(tracking: Callable[..., requests.Response]) -> Iterator[tuple[str, 
     for step in range(5):
         metric = {"run_id": run, "key": "loss", "value": 1 / (step + 1), "timestamp": now // 1_000_000, "step": step}
         tracking("POST", "runs/log-metric", json=metric).raise_for_status()
+    html = "<h1>A page</h1><script>document.body.id = 'ran'</script>"
+    for file, content in (("note.txt", "a note"), ("page.html", html)):
+        requests.put(
+            f"{deployment.url}/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts/{file}",
+            data=content,
+            auth=("admin", deployment.admin_password),
+            proxies={"https": deployment.environment["HTTPS_PROXY"]},
+            verify=str(deployment.ca_bundle),
+            timeout=60,
+        ).raise_for_status()
     yield experiment, run, name
     tracking("POST", "experiments/delete", json={"experiment_id": experiment}).raise_for_status()
 
@@ -81,10 +91,6 @@ def test_the_pages_show_what_is_there_after_login_and_break_no_rule(
 ) -> None:
     experiment, run, name = run_name
     context = open_browser(http_credentials={"username": "admin", "password": deployment.admin_password})
-    artifacts = f"{URL}/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts"
-    html = "<h1>A page</h1><script>document.body.id = 'ran'</script>"
-    for file, content in (("note.txt", "a note"), ("page.html", html)):
-        assert context.request.put(f"{artifacts}/{file}", data=content).ok
     page = context.new_page()
     wrong: list[str] = []
 
