@@ -73,15 +73,17 @@ def run_name(deployment: Any, tracking: Callable[..., requests.Response]) -> Ite
         metric = {"run_id": run, "key": "loss", "value": 1 / (step + 1), "timestamp": now // 1_000_000, "step": step}
         tracking("POST", "runs/log-metric", json=metric).raise_for_status()
     html = "<h1>A page</h1><script>document.body.id = 'ran'</script>"
-    for file, content in (("note.txt", "a note"), ("page.html", html)):
-        requests.put(
-            f"{deployment.url}/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts/{file}",
-            data=content,
-            auth=("admin", deployment.admin_password),
-            proxies={"https": deployment.environment["HTTPS_PROXY"]},
-            verify=str(deployment.ca_bundle),
-            timeout=60,
-        ).raise_for_status()
+    with requests.Session() as session:
+        session.trust_env = False
+        for file, content in (("note.txt", "a note"), ("page.html", html)):
+            session.put(
+                f"{deployment.url}/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts/{file}",
+                data=content,
+                auth=("admin", deployment.admin_password),
+                proxies={"https": deployment.environment["HTTPS_PROXY"]},
+                verify=str(deployment.ca_bundle),
+                timeout=60,
+            ).raise_for_status()
     yield experiment, run, name
     tracking("POST", "experiments/delete", json={"experiment_id": experiment}).raise_for_status()
 
