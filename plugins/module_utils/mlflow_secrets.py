@@ -39,7 +39,7 @@ class Server:
             try:
                 response = requests.get(
                     f"{self.url}{path}",
-                    auth=(self.username.encode(), password.encode()),
+                    auth=(self.username, password),
                     timeout=TIMEOUT_SECONDS,
                     allow_redirects=False,
                 )
@@ -84,12 +84,14 @@ def judge(values: dict[str, str], takes: Callable[[str], bool]) -> Json:
     }
 
 
+def _enabled(cloud: Session, name: str) -> dict[str, str]:
+    """Return the values of a secret's enabled versions by number, newest first."""
+    return {n: read_version(cloud, name, n) for n, state in list_versions(cloud, name) if state == "ENABLED"}
+
+
 def ask(cloud: Session, server: Server, password_secret: str, key_secret: str) -> Json:
     """Return the result of mlflow_secrets_info."""
-    passwords, keys = (
-        {number: read_version(cloud, name, number) for number, state in list_versions(cloud, name) if state == "ENABLED"}
-        for name in (password_secret, key_secret)
-    )
+    passwords, keys = _enabled(cloud, password_secret), _enabled(cloud, key_secret)
     logins = judge(passwords, server.logs_in)
     members = [{"name": password_secret, **logins}]
     # Without a login there is no session to look at.

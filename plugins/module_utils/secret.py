@@ -24,8 +24,8 @@ ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits
 # Fewer characters, or fewer to choose from, could be guessed.
 LEAST = 16
 ATTEMPTS = 5
-# Annotation of a secret while it is rotated: the number of the version that is replaced. It is there from before the new
-# version until after the old ones are disabled, so a run that was killed in between is finished and makes no other one.
+# Annotation of a secret while it is rotated: the number of the version that is replaced. It is there from before the
+# new version until after the old ones are disabled: a run that was killed in between is finished, and makes no other.
 REPLACES = "rotation-replaces"
 
 
@@ -171,14 +171,14 @@ class Secret:
         return first or []
 
     def _end_rotation(self) -> list[Difference]:
-        """Disable every version before the one that is used, then forget the rotation; return what differed at first."""
+        """Disable every version before the one in use, then forget the rotation; return what differed at first."""
         first: list[Difference] | None = None
         for attempt in range(ATTEMPTS):
             secret, listed = self._read(), list_versions(self.cloud, self.name)
             latest = listed[0] if listed else ("none", "")
             if latest != (self.used_version, "ENABLED"):
                 raise CloudError(
-                    f"secret {self.name}: version {self.used_version} is used, and the latest is {latest[0]} {latest[1]}."
+                    f"secret {self.name}: version {self.used_version} is in use, the latest is {' '.join(latest)}."
                     " No version was disabled: run the rotation again"
                 )
             noted = secret.get("annotations", {}).get(REPLACES)
@@ -203,7 +203,7 @@ class Secret:
     def _read(self) -> Json:
         secret = self.resource.read()
         if secret is None:
-            raise CloudError(f"secret {self.name}: does not exist, so it cannot be rotated; run playbooks/provision.yml")
+            raise CloudError(f"secret {self.name}: does not exist, so it cannot be rotated")
         return secret
 
     def _note(self, secret: Json, replaced: str | None) -> None:

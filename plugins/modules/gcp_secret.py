@@ -12,7 +12,7 @@ description:
   - A generated value is made once; later runs leave it alone and never read it.
   - A given value adds a version only when it differs from the latest one.
   - A secret without a version, left behind by an interrupted run, gets its first one.
-  - A secret is rotated in two steps, O(secrets[].rotation), with whatever uses it brought to the new version in between.
+  - A secret is rotated in two steps, O(secrets[].rotation); what uses it is brought to the new version in between.
   - No value is ever returned, shown in a diff or logged.
   - Once all secrets are there, O(policies) are brought to what is wanted, in the same task.
 author:
@@ -58,10 +58,11 @@ options:
         type: str
       rotation:
         description:
-          - With V(begin) another version is generated, which replaces the latest. Which one that is, is noted on the secret
-            before, in its annotation C(rotation-replaces), so V(begin) makes one new version until V(end), however often
-            it is run.
-          - With V(end) all versions before O(secrets[].used_version) are disabled, and the annotation goes. None is destroyed.
+          - With V(begin) another version is generated, which replaces the latest. Which one that is, is noted on the
+            secret before, in its annotation C(rotation-replaces), so V(begin) makes one new version until V(end), however
+            often it is run.
+          - With V(end) all versions before O(secrets[].used_version) are disabled, and the annotation goes. None is
+            destroyed.
           - A secret that does not exist yet, or has no version, gets its first one by V(begin).
         type: str
         choices: [begin, end]

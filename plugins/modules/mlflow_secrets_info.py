@@ -10,8 +10,8 @@ version_added: 0.1.0
 description:
   - Tries every enabled version of the administrator's password, and sees with which version of Flask's secret key the
     server signs the cookie of a session.
-  - Reads the versions from Secret Manager with the application default credentials. No value is a parameter, a result or
-    part of a message.
+  - Reads the versions from Secret Manager with the application default credentials. No value is a parameter, a result
+    or part of a message.
   - Honours E(HTTPS_PROXY), E(NO_PROXY) and E(REQUESTS_CA_BUNDLE).
 author: MLOps (@mlops)
 options:

@@ -8,7 +8,7 @@ module: secret_file
 short_description: Keep secrets of Google Secret Manager in root-only files
 version_added: 0.1.0
 description:
-  - Runs on a Compute Engine VM and reads a version of each secret, the latest by default, as the VM's own service account.
+  - Runs on a Compute Engine VM and reads a version of each secret, the latest by default, as the VM's service account.
   - Writes each value to a file of mode 0600 that belongs to root, atomically, and only when the value differs.
   - No value is ever returned, shown in a diff or logged.
   - Needs nothing but Python on the VM.
@@ -31,7 +31,8 @@ options:
         required: true
       version:
         description:
-          - Number of the version. Google may take minutes until V(latest) is one that was just added, but has its number at once.
+          - Number of the version.
+          - Google knows one that was just added by its number at once, while V(latest) may take minutes to be that.
         type: str
         default: latest
       path:
