@@ -59,8 +59,8 @@ options:
       rotation:
         description:
           - With V(begin) another version is generated, which replaces the latest. Which one that is, is noted on the
-            secret before, in its annotation C(rotation-replaces), so V(begin) makes one new version until V(end), however
-            often it is run.
+            secret before, in its annotation C(rotation-replaces), so V(begin) makes one new version until V(end),
+            however often it is run.
           - With V(end) all versions before O(secrets[].used_version) are disabled, and the annotation goes. None is
             destroyed.
           - A secret that does not exist yet, or has no version, gets its first one by V(begin).
