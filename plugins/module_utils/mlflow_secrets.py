@@ -65,9 +65,7 @@ def is_signed(cookie: str, key: str) -> bool:
 
     https://flask.palletsprojects.com/en/stable/api/#flask.sessions.SecureCookieSessionInterface
     """
-    signer = itsdangerous.TimestampSigner(
-        key, salt="cookie-session", key_derivation="hmac", digest_method=staticmethod(hashlib.sha1)
-    )
+    signer = itsdangerous.TimestampSigner(key, salt="cookie-session", key_derivation="hmac", digest_method=hashlib.sha1)
     return bool(cookie) and signer.validate(cookie)
 
 
