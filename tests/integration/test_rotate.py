@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 import requests
 
 VERSIONS = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions"
@@ -137,20 +136,3 @@ def test_the_admin_password_and_the_flask_key_are_replaced_under_load(
     after = play("playbooks/configure.yml", "--tags", "server_secrets,mlflow")
     assert after.code == 0, after.output
     assert after.changed == 0, after.output
-
-
-@pytest.mark.usefixtures("deployment")
-def test_a_check_says_that_the_next_run_makes_another_and_writes_nothing(
-    cloud: Any, play: Play, written: Callable[..., list[str]]
-) -> None:
-    before = {name: states(cloud, name) for name in SECRETS}
-    runs: list[Any] = []
-
-    assert written(lambda: runs.append(play(*ROTATE, "--check", "--diff"))) == []
-
-    (check,) = runs
-    assert check.code == 0, check.output
-    for name in SECRETS:
-        latest = before[name][0][0]
-        assert f"{name}: another version would take the place of version {latest}" in check.output
-        assert states(cloud, name) == before[name]
