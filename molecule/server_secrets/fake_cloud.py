@@ -37,7 +37,8 @@ class SecretManager(http.server.BaseHTTPRequestHandler):
         elif not secret.exists():
             self.answer(404, {"error": {"message": f"Secret [{name}] not found or has no versions."}})
         else:
-            self.answer(200, {"payload": {"data": base64.b64encode(secret.read_bytes()).decode()}})
+            payload = {"data": base64.b64encode(secret.read_bytes()).decode()}
+            self.answer(200, {"name": f"projects/1/secrets/{name}/versions/1", "payload": payload})
 
     def answer(self, status: int, content: object) -> None:
         self.send_response(status)

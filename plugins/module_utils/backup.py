@@ -398,8 +398,9 @@ def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
         if not hmac.compare_digest(then["pbkdf2_sha256"], one["pbkdf2_sha256"]):
             problems.append(
                 f"{credential} is another secret than in the set (version {then['version']} of {then['name']} there, "
-                f"version {one['version']} of {one['name']} here): what it protects could not be read. Add the old "
-                f"value as a version, or say that it may differ by platform_restore_changed_secrets: [{credential}]"
+                f"version {one['version']} of {one['name']} here). If it was rotated since, say that it may differ by "
+                f"platform_restore_changed_secrets: [{credential}], and MLflow starts with the one of now; if nobody "
+                "rotated it, what it protects could not be read: add the old value as a version"
             )
     if target.confirmed_set not in ("", name):
         problems.append(f"platform_restore_confirmed_set is {target.confirmed_set} and the set is {name}")

@@ -427,6 +427,17 @@ def _check_removal(checker: _Checker) -> None:
             checker.add(variable, f"not this deployment's {part}, which is {name}", fix)
 
 
+def check_rotation(variables: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with `platform_rotate`; `platform_rotation` is its list, of `platform_rotation_choices`."""
+    chosen, choices = variables["platform_rotation"], sorted(variables["platform_rotation_choices"])
+    unknown = [one for one in chosen if one not in choices]
+    if chosen and not unknown:
+        return []
+    problem = f"not something that this deployment has: {', '.join(unknown)}" if unknown else "nothing was chosen"
+    fix = f"give -e platform_rotate=, with one of these or several with commas in between: {', '.join(choices)}"
+    return [Problem("platform_rotate", _shown("platform_rotate", variables["platform_rotate"]), problem, fix)]
+
+
 class _Loader(yaml.SafeLoader):
     """Reads variable files with Ansible's own tags; what a tag hides (a vaulted value) is not looked at."""
 

@@ -12,6 +12,7 @@ description:
   - A generated value is made once; later runs leave it alone and never read it.
   - A given value adds a version only when it differs from the latest one.
   - A secret without a version, left behind by an interrupted run, gets its first one.
+  - A secret is rotated in two steps, O(secrets[].rotation); what uses it is brought to the new version in between.
   - No value is ever returned, shown in a diff or logged.
   - Once all secrets are there, O(policies) are brought to what is wanted, in the same task.
 author:
@@ -55,6 +56,21 @@ options:
       value:
         description: The value itself.
         type: str
+      rotation:
+        description:
+          - With V(begin) another version is generated, which replaces the latest. Which one that is, is noted on the
+            secret before, in its annotation C(rotation-replaces), so V(begin) makes one new version until V(end),
+            however often it is run.
+          - With V(end) all versions before O(secrets[].used_version) are disabled, and the annotation goes. None is
+            destroyed.
+          - A secret that does not exist yet, or has no version, gets its first one by V(begin).
+        type: str
+        choices: [begin, end]
+      used_version:
+        description:
+          - Number of the version that was seen to be in use, for V(end) of O(secrets[].rotation).
+          - Unless it is the latest, V(end) fails and disables nothing.
+        type: str
 """
 
 EXAMPLES = r"""
@@ -71,6 +87,24 @@ EXAMPLES = r"""
         bindings:
           - role: roles/secretmanager.secretAccessor
             members: ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
+
+- name: Add another version, once
+  mlops.mlflow_gcp.gcp_secret:
+    project: my-project
+    secrets:
+      - name: mlflow-admin-password
+        generate: {length: 24}
+        rotation: begin
+  register: begun
+
+- name: Disable the versions before it, once nothing uses them any more
+  mlops.mlflow_gcp.gcp_secret:
+    project: my-project
+    secrets:
+      - name: mlflow-admin-password
+        generate: {length: 24}
+        rotation: end
+        used_version: "{{ begun.secrets[0].version }}"
 """
 
 RETURN = r"""
@@ -96,6 +130,14 @@ secrets:
       type: list
       elements: dict
       sample: [{field: version, before: null, after: generated}]
+    version:
+      description: Number of the latest version, the new one unless in check mode; empty for a first one.
+      type: str
+      returned: with O(secrets[].rotation)
+    replaces:
+      description: Number of the version that the rotation replaces, empty where none is under way.
+      type: str
+      returned: with O(secrets[].rotation)
 policies:
   description: As M(mlops.mlflow_gcp.gcp_iam) returns them.
   returned: success, when O(policies) are given
@@ -117,6 +159,8 @@ SECRET = {
         "options": {"length": {"type": "int", "default": 32}, "alphabet": {"type": "str", "default": ALPHABET}},
     },
     "value": {"type": "str", "no_log": True},
+    "rotation": {"type": "str", "choices": ["begin", "end"]},
+    "used_version": {"type": "str"},
 }
 
 

@@ -30,6 +30,10 @@ options:
     description: Whether a deployment is to be removed; then it does not matter whether one could be made.
     type: bool
     default: false
+  for_rotation:
+    description: Whether secrets or the certificate are to be rotated; then C(platform_rotate) has to say which.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Runs the same in check mode, but for missing permissions, which are a warning then.
@@ -98,6 +102,7 @@ def main() -> None:
             "variables": {"type": "dict", "required": True},
             "inventory_dir": {"type": "path", "required": True},
             "for_removal": {"type": "bool", "default": False},
+            "for_rotation": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -106,6 +111,8 @@ def main() -> None:
 
     variables, inventory_dir = module.params["variables"], Path(module.params["inventory_dir"])
     problems = preflight.check_inventory(variables, inventory_dir)
+    if module.params["for_rotation"]:
+        problems += preflight.check_rotation(variables)
     if not problems:
         problems, notes = check_cloud(variables, str(inventory_dir), for_removal=module.params["for_removal"])
         if module.check_mode:

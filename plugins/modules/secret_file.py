@@ -8,7 +8,7 @@ module: secret_file
 short_description: Keep secrets of Google Secret Manager in root-only files
 version_added: 0.1.0
 description:
-  - Runs on a Compute Engine VM and reads the latest version of each secret as the VM's own service account.
+  - Runs on a Compute Engine VM and reads a version of each secret, the latest by default, as the VM's service account.
   - Writes each value to a file of mode 0600 that belongs to root, atomically, and only when the value differs.
   - No value is ever returned, shown in a diff or logged.
   - Needs nothing but Python on the VM.
@@ -29,6 +29,12 @@ options:
         description: ID of the secret.
         type: str
         required: true
+      version:
+        description:
+          - Number of the version.
+          - Google knows one that was just added by its number at once, while V(latest) may take minutes to be that.
+        type: str
+        default: latest
       path:
         description: Absolute path of the file.
         type: path
@@ -60,6 +66,7 @@ files:
   sample:
     - path: /etc/credstore/mlflow.admin-password
       secret: projects/my-project/secrets/mlflow-admin-password
+      version: "4"
       changed: true
       before: absent
       after: present
@@ -159,12 +166,12 @@ def explain(name: str, account: str, error: HTTPError) -> SecretError:
     )
 
 
-def latest_value(name: str, token: str, machine: VirtualMachine) -> bytes:
-    """Return the latest version of the secret `name` (projects/P/secrets/S); raises `SecretError`."""
-    url = f"{API_URL}/{name}/versions/latest:access"
+def read_version(name: str, version: str, token: str, machine: VirtualMachine) -> tuple[str, bytes]:
+    """Return number and value of a version of the secret `name` (projects/P/secrets/S); raises `SecretError`."""
+    url = f"{API_URL}/{name}/versions/{version}:access"
     try:
         answer = json.loads(get(url, {"Authorization": f"Bearer {token}"}, use_proxy=True))
-        return base64.b64decode(answer["payload"]["data"], validate=True)
+        return answer["name"].rpartition("/")[2], base64.b64decode(answer["payload"]["data"], validate=True)
     except HTTPError as error:
         raise explain(name, machine.email(), error) from error
     except (ValueError, KeyError, TypeError):
@@ -233,12 +240,12 @@ def run(module: AnsibleModule) -> None:
         name = f"projects/{file['project']}/secrets/{file['secret']}"
         try:
             try:
-                value = latest_value(name, token, machine)
+                version, value = read_version(name, file["version"], token, machine)
             except SecretAbsentError:
                 if not module.check_mode:
                     raise
-                value = None
-            result = {"secret": name, **keep(module, file["path"], value)}
+                version, value = "", None
+            result = {"secret": name, "version": version, **keep(module, file["path"], value)}
         except SecretError as error:
             problems.append(str(error))
             continue
@@ -266,6 +273,7 @@ def main() -> None:
     suboptions = {
         "project": {"type": "str", "required": True},
         "secret": {"type": "str", "required": True, "no_log": False},
+        "version": {"type": "str", "default": "latest"},
         "path": {"type": "path", "required": True},
     }
     spec = {"files": {"type": "list", "elements": "dict", "required": True, "options": suboptions}}

@@ -35,9 +35,14 @@ class Deployment:
 
     url: str
     ca_bundle: pathlib.Path
-    admin_password: str
     environment: dict[str, str]
     server: str
+    cloud: Cloud
+
+    @property
+    def admin_password(self) -> str:
+        """The password of now: a rotation changes it, so it is read anew each time."""
+        return self.cloud.secret("mlflow-admin-password")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +88,11 @@ class Cloud:
         response = self.call("GET", url)
         response.raise_for_status()
         return response.json()
+
+    def secret(self, name: str, version: str = "latest") -> str:
+        """Return the value of a secret's version."""
+        url = f"https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{name}/versions/{version}:access"
+        return base64.b64decode(self.get(url)["payload"]["data"]).decode()
 
 
 def metadata_token(server: str) -> str:
@@ -200,14 +210,12 @@ def deployment(environment: dict[str, str], play: Callable[..., Run], cloud: Clo
     """Run site.yml once, and return what clients need."""
     first = play("site.yml")
     assert first.code == 0, first.output
-    secret = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/mlflow-admin-password"
-    payload = cloud.get(f"{secret}/versions/latest:access")["payload"]["data"]
     return Deployment(
         url="https://mlflow.localhost",
         ca_bundle=pathlib.Path(environment["REQUESTS_CA_BUNDLE"]),
-        admin_password=base64.b64decode(payload).decode(),
         environment=environment,
         server="gce-mlflow-1",
+        cloud=cloud,
     )
 
 
@@ -218,7 +226,7 @@ def tracking(deployment: Deployment) -> Iterator[Callable[..., requests.Response
         session.trust_env = False
         session.proxies = {"https": deployment.environment["HTTPS_PROXY"]}
         session.verify = str(deployment.ca_bundle)
-        session.auth = ("admin", deployment.admin_password)
+        session.auth = lambda request: requests.auth.HTTPBasicAuth("admin", deployment.admin_password)(request)
 
         def call(verb: str, path: str, **options: Any) -> requests.Response:
             return session.request(verb, f"{deployment.url}/api/2.0/mlflow/{path}", timeout=60, **options)

@@ -1,3 +1,5 @@
+import json
+
 from testinfra.host import Host
 
 LIVE = "/etc/letsencrypt/live/mlflow.test"
@@ -37,6 +39,37 @@ def test_debians_timer_renews_and_the_server_is_reloaded(host: Host, converge) -
     done = converge()
     assert "changed=1 " in done.stdout, done.stdout
     assert nginx_workers(host) != workers
+
+
+def revoked(host: Host, serial: str) -> bool:
+    """Whether the authority says that it has revoked a certificate."""
+    status = host.check_output(f"curl --silent --fail https://acme.test:15000/cert-status-by-serial/{serial.lower()}")
+    return json.loads(status)["Status"] == "Revoked"
+
+
+def test_a_certificate_is_replaced_with_its_key_and_then_revoked(host: Host, converge) -> None:
+    before, key = certificate(host, "-serial"), host.file(f"{LIVE}/privkey.pem").sha256sum
+    check = converge("--check", entry_point="rotate")
+    assert "Would request another certificate for mlflow.test" in check.stdout
+    # As NGINX has no TLS here, and never answers with the new one, the run ends after it was issued.
+    ended = converge(entry_point="rotate", certbot_served_at="127.0.0.1:443")
+    assert ended.returncode != 0
+    assert "See that the server answers with it failed for mlflow.test" in ended.stdout
+    replaced, workers = certificate(host, "-serial"), nginx_workers(host)
+    assert replaced != before
+    assert host.file(f"{LIVE}/privkey.pem").sha256sum != key
+    assert not revoked(host, before.removeprefix("serial="))
+
+    done = converge(entry_point="rotate")
+
+    assert done.returncode == 0, done.stdout
+    assert certificate(host, "-serial") == replaced
+    assert nginx_workers(host) == workers
+    assert revoked(host, before.removeprefix("serial="))
+    assert not revoked(host, replaced.removeprefix("serial="))
+    assert not host.file("/var/lib/letsencrypt/replaced.pem").exists
+    again = converge()
+    assert "changed=0 " in again.stdout, again.stdout
 
 
 def test_a_configuration_that_nginx_refuses_is_not_loaded(host: Host) -> None:

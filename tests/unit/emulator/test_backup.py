@@ -184,6 +184,7 @@ def test_another_secret_is_refused_unless_it_is_meant(cloud: Any) -> None:
     found = problems(TARGET)
     assert len(found) == 1
     assert "mlflow.flask-secret-key is another secret than in the set (version 1 of flask there, version 2" in found[0]
+    assert "If it was rotated since, say that it may differ by platform_restore_changed_secrets: [mlflow." in found[0]
     assert "value" not in found[0].replace("the old value as a version", "")
     assert problems(dataclasses.replace(TARGET, changed_secrets=["mlflow.flask-secret-key"])) == []
 

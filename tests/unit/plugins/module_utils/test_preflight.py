@@ -142,6 +142,26 @@ def test_a_bad_value_is_named_with_its_fix(inventory_dir: Path, variable: str, v
     assert str(inventory_dir) in about[0].fix
 
 
+@pytest.mark.parametrize(
+    ("chosen", "problem"),
+    [
+        ([], "nothing was chosen"),
+        (["admin_password", "webhook_key"], "not something that this deployment has: webhook_key"),
+        (["admin_password", "certificate"], None),
+    ],
+)
+def test_what_is_rotated_is_one_of_what_there_is(chosen: list[str], problem: str | None) -> None:
+    choices = {"certificate": "", "admin_password": "mlflow-admin-password"}
+    variables = {
+        "platform_rotate": ",".join(chosen),
+        "platform_rotation": chosen,
+        "platform_rotation_choices": choices,
+    }
+    found = preflight.check_rotation(variables)
+    assert [one.problem for one in found] == ([problem] if problem else [])
+    assert all("admin_password, certificate" in one.fix for one in found)
+
+
 @pytest.mark.parametrize("version", ["POSTGRES_18", "MYSQL_8_4"])
 def test_either_engine_may_be_chosen(inventory_dir: Path, version: str) -> None:
     assert preflight.check_inventory({**GOOD, "platform_sql_database_version": version}, inventory_dir) == []

@@ -5,7 +5,7 @@ import base64
 import pytest
 import requests
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import ALPHABET, ensure_secrets
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import ALPHABET, REPLACES, ensure_secrets
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
 
 SECRET = "/v1/projects/demo/secrets/a"
@@ -18,21 +18,27 @@ def versions(google):
     values: list[str] = []
 
     def listed(_):
-        newest_first = reversed(list(enumerate(values, 1)))
         return {
             "versions": [
                 {"name": f"{SECRET[4:]}/versions/{n}", "state": v if v in {"DISABLED", "DESTROYED"} else "ENABLED"}
-                for n, v in newest_first
+                for n, v in reversed(list(enumerate(values, 1)))
             ]
         }
+
+    def add(call):
+        values.append(base64.b64decode(call.body["payload"]["data"]).decode())
+        return {"name": f"{SECRET[4:]}/versions/{len(values)}"}
+
+    def disable(call):
+        values[int(call.path.removesuffix(":disable").rsplit("/", 1)[1]) - 1] = "DISABLED"
+        return {}
 
     def access(call):
         number = int(call.path.removesuffix(":access").rsplit("/", 1)[1])
         return {"payload": {"data": base64.b64encode(values[number - 1].encode()).decode()}}
 
-    google.special[":addVersion$"] = lambda call: (
-        values.append(base64.b64decode(call.body["payload"]["data"]).decode()) or {}
-    )
+    google.special[":addVersion$"] = add
+    google.special[":disable$"] = disable
     google.special["/versions$"] = listed
     google.special[":access$"] = access
     return values
@@ -130,4 +136,139 @@ def test_an_addition_that_did_not_land_is_made_again(cloud, google, versions, fa
 def test_wrong_input_is_refused_before_the_first_call(cloud, google, wrong, message):
     with pytest.raises(CloudError, match=message):
         ensure_secrets(cloud, [GENERATED, wrong])
+    assert google.calls == []
+
+
+BEGIN = {**GENERATED, "rotation": "begin"}
+
+
+def end(used_version):
+    return {**GENERATED, "rotation": "end", "used_version": used_version}
+
+
+@pytest.fixture
+def rotatable(google, versions):
+    """A secret with a version disabled long ago, and the one in use; returns the versions."""
+    secret = google.store[SECRET] = {"annotations": {"other": "1"}, "etag": "e"}
+
+    def secret_call(call):
+        if call.verb == "PATCH":
+            # A map that the mask names is replaced whole.
+            assert (call.query["updateMask"], call.body["etag"]) == ("annotations", "e")
+            secret["annotations"] = call.body["annotations"]
+        return secret
+
+    google.special[f"{SECRET}$"] = secret_call
+    versions += ["DISABLED", "second"]
+    return versions
+
+
+def test_a_rotation_makes_one_version_until_it_ends_then_another(cloud, google, rotatable):
+    for is_new in (True, False, False):
+        (member,) = ensure_secrets(cloud, [BEGIN])["secrets"]
+        assert (member["changed"], member["version"], member["replaces"]) == (is_new, "3", "2")
+    assert google.store[SECRET]["annotations"] == {"other": "1", REPLACES: "2"}
+    assert len(rotatable) == 3
+
+    for is_changed in (True, False):
+        assert ensure_secrets(cloud, [end("3")])["changed"] is is_changed
+    assert rotatable[:2] == ["DISABLED", "DISABLED"]
+    assert google.store[SECRET]["annotations"] == {"other": "1"}
+    assert not any(call.path.endswith((":access", ":destroy")) for call in google.calls)
+
+    assert ensure_secrets(cloud, [BEGIN])["secrets"][0]["version"] == "4"
+    assert len(rotatable) == 4
+
+
+def test_no_value_of_a_rotation_is_shown(cloud, rotatable):
+    begun = ensure_secrets(cloud, [BEGIN])
+    new = rotatable[-1]
+    assert begun["diff"][0]["before"] == {"version": "version 2"}
+    ended = ensure_secrets(cloud, [end("3")])
+    assert [one["field"] for one in ended["secrets"][0]["differences"]] == ["versions.2", f"annotations.{REPLACES}"]
+    for told in (begun, ended):
+        assert new not in repr(told)
+        assert "second" not in repr(told)
+
+
+def test_a_rotation_takes_several_enabled_versions_for_old_and_not_for_its_own(cloud, rotatable):
+    rotatable.append("added by hand")
+    assert ensure_secrets(cloud, [BEGIN])["secrets"][0]["replaces"] == "3"
+    ensure_secrets(cloud, [end("4")])
+    assert rotatable[:3] == ["DISABLED"] * 3
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_check_of_a_rotation_writes_nothing(checking, google, rotatable, noted):
+    if noted:
+        google.store[SECRET]["annotations"][REPLACES] = "2"
+    result = ensure_secrets(checking, [BEGIN])
+    assert (result["changed"], result["secrets"][0]["version"]) == (True, "2")
+    assert ensure_secrets(checking, [end("2")])["changed"] is noted
+    assert google.written() == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "lands"),
+    [
+        ("PATCH", f"{SECRET}$", False),
+        ("PATCH", f"{SECRET}$", True),
+        ("POST", ":addVersion", False),
+        ("POST", ":addVersion", True),
+        ("POST", ":disable", False),
+        ("POST", ":disable", True),
+    ],
+)
+def test_a_call_of_a_rotation_without_an_answer_is_read_back(cloud, google, rotatable, fault, verb, path, lands):
+    google.faults.append(fault(verb, path, raises=requests.ConnectionError("reset"), lands=lands))
+    assert ensure_secrets(cloud, [BEGIN])["changed"] is True
+    google.faults.append(fault(verb, path, raises=requests.ConnectionError("reset"), lands=lands))
+    assert ensure_secrets(cloud, [end("3")])["changed"] is True
+    assert [value == "DISABLED" for value in rotatable] == [True, True, False]
+    assert google.store[SECRET]["annotations"] == {"other": "1"}
+
+
+def test_who_was_slower_joins_the_rotation_of_the_faster(cloud, google, rotatable, fault):
+    stale = fault("PATCH", f"{SECRET}$", 400, "FAILED_PRECONDITION", "The etag does not match.", lands=True)
+    google.faults.append(stale)
+    answered = google.request
+
+    def request(verb, url, **arguments):
+        response = answered(verb, url, **arguments)
+        if verb == "PATCH" and response.status_code == 400:
+            rotatable.append("third")
+        return response
+
+    google.request = request
+    (member,) = ensure_secrets(cloud, [BEGIN])["secrets"]
+    assert (member["version"], member["replaces"]) == ("3", "2")
+    assert rotatable[2:] == ["third"]
+
+
+def test_a_version_that_is_not_the_latest_ends_nothing(cloud, google, rotatable):
+    ensure_secrets(cloud, [BEGIN])
+    rotatable.append("added by hand")
+    with pytest.raises(PartialError, match=r"version 3 is in use, the latest is 4 ENABLED\. No version was disabled"):
+        ensure_secrets(cloud, [end("3")])
+    assert rotatable.count("DISABLED") == 1
+
+
+def test_a_secret_without_a_version_gets_its_first_by_a_rotation(cloud, google, versions):
+    (member,) = ensure_secrets(cloud, [BEGIN])["secrets"]
+    assert member["changed"] is True
+    assert (member["version"], member["replaces"], len(versions)) == ("1", "", 1)
+    with pytest.raises(PartialError, match="secret b: does not exist"):
+        ensure_secrets(cloud, [{**end("1"), "name": "b"}])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "a", "value": "x", "rotation": "begin"}, "rotation makes a value of its own"),
+        ({**GENERATED, "rotation": "end"}, "rotation end needs used_version"),
+    ],
+)
+def test_a_rotation_that_cannot_be_is_refused_before_the_first_call(cloud, google, wrong, message):
+    with pytest.raises(CloudError, match=message):
+        ensure_secrets(cloud, [wrong])
     assert google.calls == []

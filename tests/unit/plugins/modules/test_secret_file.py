@@ -18,7 +18,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.modules import secret_file
 
 ACCOUNT = "mlflow-server@demo-project.iam.gserviceaccount.com"
 VALUE = "correct horse battery staple"
-URL = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions/latest:access"
+URL = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions/{}:access"
 
 
 class Cloud:
@@ -42,13 +42,15 @@ class Cloud:
                 raise refusal(404, "no service account")
             body = {"access_token": "ya29.token"} if url.endswith("/token") else None
             return io.BytesIO(json.dumps(body).encode() if body else ACCOUNT.encode())
-        name = url.split("/")[-3]
+        *_, name, _, version = url.removesuffix(":access").split("/")
         if name in self.denied:
             raise refusal(403, "Permission 'secretmanager.versions.access' denied")
         if name not in self.secrets:
             raise refusal(404, f"Secret [{name}] not found or has no versions.")
+        number = "7" if version == "latest" else version
         data = base64.b64encode(self.secrets[name]).decode()
-        return io.BytesIO(json.dumps({"payload": {"data": data}}).encode() if self.raw is None else self.raw)
+        answer = {"name": f"projects/1/secrets/{name}/versions/{number}", "payload": {"data": data}}
+        return io.BytesIO(json.dumps(answer).encode() if self.raw is None else self.raw)
 
 
 def refusal(code: int, message: str) -> HTTPError:
@@ -69,8 +71,10 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
     return fake
 
 
-def run(capsys: pytest.CaptureFixture[str], *files: tuple[str, Path], check: bool = False) -> dict[str, Any]:
-    wanted = [{"project": "demo-project", "secret": secret, "path": str(path)} for secret, path in files]
+def run(
+    capsys: pytest.CaptureFixture[str], *files: tuple[str, Path], check: bool = False, **options: str
+) -> dict[str, Any]:
+    wanted = [{"project": "demo-project", "secret": secret, "path": str(path), **options} for secret, path in files]
     arguments = {"files": wanted, "_ansible_check_mode": check, "_ansible_diff": True}
     with patch_module_args(arguments), pytest.raises(SystemExit):
         secret_file.main()
@@ -97,7 +101,7 @@ def test_authenticates_as_the_virtual_machine(cloud, capsys, tmp_path):
     assert token_url.endswith("/instance/service-accounts/default/token")
     assert token_headers == {"Metadata-Flavor": "Google"}
     assert not token_proxy
-    assert url == URL.format("admin")
+    assert url == URL.format("admin", "latest")
     assert headers == {"Authorization": "Bearer ya29.token"}
     assert proxy
 
@@ -121,6 +125,12 @@ def test_a_new_version_replaces_the_file(cloud, capsys, tmp_path):
     assert result["files"][0]["after"] == "changed"
     assert path.read_text() == "rotated"
     assert path.stat().st_ino != inode
+
+
+def test_the_version_is_told_and_may_be_named(cloud, capsys, tmp_path):
+    assert run(capsys, ("admin", tmp_path / "admin"))["files"][0]["version"] == "7"
+    assert run(capsys, ("admin", tmp_path / "admin"), version="8")["files"][0]["version"] == "8"
+    assert cloud.calls[-1][0] == URL.format("admin", "8")
 
 
 def test_a_readable_file_is_closed_again(capsys, tmp_path):

@@ -1,0 +1,138 @@
+"""Secrets are replaced by one run while clients work; what was there before is refused, and disabled."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import requests
+
+VERSIONS = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions"
+SECRETS = ("mlflow-admin-password", "mlflow-flask-secret-key")
+ROTATE = ("playbooks/rotate.yml", "-e", "platform_rotate=admin_password,flask_secret_key")
+NAME = f"rotate-{secrets.token_hex(3)}"
+PAUSE_SECONDS = 0.1
+Play = Callable[..., Any]
+
+
+def states(cloud: Any, name: str) -> list[tuple[str, str]]:
+    """Return number and state of a secret's versions, newest first."""
+    found = cloud.get(VERSIONS.format(name))["versions"]
+    return [(one["name"].rpartition("/")[2], one["state"]) for one in found]
+
+
+class Clients(threading.Thread):
+    """A user at work: one run after the other, read back; what went wrong is in `failures`."""
+
+    def __init__(self, deployment: Any, login: tuple[str, str]) -> None:
+        super().__init__()
+        self.url, self.proxy, self.ca = deployment.url, deployment.environment["HTTPS_PROXY"], deployment.ca_bundle
+        self.login = login
+        self.stopping = threading.Event()
+        self.requests = 0
+        self.failures: list[str] = []
+
+    def ask(self, session: requests.Session, verb: str, path: str, body: Any) -> Any:
+        self.requests += 1
+        try:
+            response = session.request(verb, f"{self.url}/api/2.0/mlflow/{path}", json=body, timeout=30)
+        except requests.RequestException as error:
+            self.failures.append(f"{path}: {error}")
+            return {}
+        if response.status_code != 200:
+            self.failures.append(f"{path}: {response.status_code} {response.text[:200]}")
+            return {}
+        return response.json()
+
+    def run(self) -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            session.proxies, session.verify, session.auth = {"https": self.proxy}, str(self.ca), self.login
+            experiment = self.ask(session, "POST", "experiments/create", {"name": NAME}).get("experiment_id")
+            while not self.stopping.wait(PAUSE_SECONDS):
+                self.ask(session, "POST", "runs/create", {"experiment_id": experiment})
+                self.ask(session, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1})
+
+
+@contextlib.contextmanager
+def at_work(deployment: Any, tracking: Callable[..., requests.Response]) -> Iterator[Clients]:
+    """Let a user of their own work until the context ends."""
+    login = (NAME, secrets.token_urlsafe(24))
+    tracking("POST", "users/create", json={"username": login[0], "password": login[1]}).raise_for_status()
+    clients = Clients(deployment, login)
+    clients.start()
+    try:
+        yield clients
+    finally:
+        clients.stopping.set()
+        clients.join(timeout=60)
+        tracking("DELETE", "users/delete", json={"username": NAME}).raise_for_status()
+
+
+def log_in(deployment: Any, password: str) -> int:
+    response = requests.get(
+        f"{deployment.url}/api/2.0/mlflow/experiments/search?max_results=1",
+        auth=("admin", password),
+        proxies={"https": deployment.environment["HTTPS_PROXY"]},
+        verify=str(deployment.ca_bundle),
+        timeout=60,
+    )
+    return response.status_code
+
+
+SEARCH = """
+import pathlib, subprocess, sys
+value = sys.stdin.buffer.read()
+journal = subprocess.run(["journalctl", "--no-pager", "--output=cat"], capture_output=True, check=True).stdout
+# A program may end meanwhile.
+arguments = subprocess.run("cat /proc/[0-9]*/cmdline", shell=True, capture_output=True, check=False).stdout
+files = [path.read_bytes() for path in pathlib.Path("/etc/mlflow").rglob("*") if path.is_file()]
+assert len(value) > 20 and journal and arguments and files
+print([value in text for text in [journal, arguments, *files]].count(True))
+"""
+
+
+def said_on_server(deployment: Any, value: str) -> str:
+    """Return how often a value is in the journal, in programs' arguments and in MLflow's settings."""
+    command = ["docker", "exec", "--interactive", deployment.server, "python3", "-c", SEARCH]
+    done = subprocess.run(command, input=value, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
+
+
+def test_the_admin_password_and_the_flask_key_are_replaced_under_load(
+    deployment: Any, cloud: Any, play: Play, tracking: Callable[..., requests.Response]
+) -> None:
+    old = {name: cloud.secret(name) for name in SECRETS}
+    numbers = {name: states(cloud, name)[0][0] for name in SECRETS}
+
+    with at_work(deployment, tracking) as clients:
+        begun = time.monotonic()
+        done = play(*ROTATE, "--diff", "-vvv")
+        took = time.monotonic() - begun
+        # Whoever serves now has to serve for a while.
+        time.sleep(3)
+
+    assert done.code == 0, done.output
+    assert clients.failures == []
+    assert clients.requests > 50
+    print(f"{clients.requests} requests, none failed; rotated in {took:.0f} s")
+    new = {name: cloud.secret(name) for name in SECRETS}
+    for name in SECRETS:
+        assert new[name] != old[name]
+        (latest, state), (replaced, replaced_state), *_ = states(cloud, name)
+        assert (state, replaced, replaced_state) == ("ENABLED", numbers[name], "DISABLED")
+        assert f"{name}: version {latest} takes the place of version {replaced}" in done.output
+    assert log_in(deployment, new["mlflow-admin-password"]) == 200
+    assert log_in(deployment, old["mlflow-admin-password"]) == 401
+    for value in (*old.values(), *new.values()):
+        assert value not in done.output
+        assert said_on_server(deployment, value) == "0"
+
+    after = play("playbooks/configure.yml", "--tags", "server_secrets,mlflow")
+    assert after.code == 0, after.output
+    assert after.changed == 0, after.output

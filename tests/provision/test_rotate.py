@@ -1,0 +1,152 @@
+"""The cloud half of rotate.yml: one new version however often a run is killed, and the old ones disabled at the end."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.provision.conftest import Json, Run, Task, World, writes
+from tests.unit.emulator.conftest import PROJECT
+
+ADMIN, FLASK, DATABASE = "mlflow-admin-password", "mlflow-flask-secret-key", "mlflow-database-password"
+SECRETS = "secretmanager.projects.secrets"
+Play = Callable[..., Run]
+
+
+def rotate(play: Play, *what: str, uses: Json | None = None, arguments: tuple[str, ...] = ()) -> Run:
+    """Run the playbook; `uses` is what the server, which is not real here, would say that it uses."""
+    said = json.dumps({"gcp_secret_rotation_uses": {"mlflow-1": uses or {}}})
+    choice = ("-e", f"platform_rotate={','.join(what)}") if what else ()
+    return play("--limit", "localhost", *choice, "-e", said, *arguments, playbook="playbooks/rotate.yml")
+
+
+def states(world: World, name: str) -> list[str]:
+    """Return the states of a secret's versions, oldest first."""
+    prefix = f"secretmanager/projects/{PROJECT}/secrets/{name}/versions/"
+    found = {key: one["state"] for key, one in world.state.resources.items() if key.startswith(prefix)}
+    return [found[f"{prefix}{number}"] for number in range(1, len(found) + 1)]
+
+
+def value(world: World, name: str, number: int) -> str:
+    key = f"secretmanager/projects/{PROJECT}/secrets/{name}/versions/{number}"
+    return base64.b64decode(world.state.resources[key]["_data"]).decode()
+
+
+def noted(world: World, name: str) -> Json:
+    annotations = world.state.resources[f"secretmanager/projects/{PROJECT}/secrets/{name}"].get("annotations", {})
+    return dict(annotations)
+
+
+def called(world: World, since: int) -> list[str]:
+    return [call["method"].rpartition(".")[2] for call in writes(world.calls(since)) if call["status"] == 200]
+
+
+def test_without_a_choice_the_choices_are_named_and_nothing_is_done(world: World, play: Play) -> None:
+    with world.untouched():
+        refused = rotate(play)
+    assert refused.code != 0
+    assert "or several with commas in between: admin_password, certificate, flask_secret_key" in refused.output
+
+
+def test_a_run_that_ends_before_the_servers_use_the_new_version_is_finished_by_the_next(
+    world: World, play: Play
+) -> None:
+    with world.untouched():
+        check = rotate(play, "admin_password", "flask_secret_key", arguments=("--check", "--diff"))
+    assert check.code == 0, check.errors
+    assert f"{ADMIN}: another version would take the place of version 1, which would then be disabled" in check.output
+
+    since = world.count
+    ended = rotate(play, "admin_password", "flask_secret_key", uses={ADMIN: "1", FLASK: "2"})
+
+    assert ended.code != 0
+    assert f"not every server was seen to use the new ones in this run: {ADMIN} on mlflow-1." in ended.output
+    assert sorted(called(world, since)) == ["addVersion", "addVersion", "patch", "patch"]
+    assert states(world, ADMIN) == states(world, FLASK) == ["ENABLED", "ENABLED"]
+    assert value(world, ADMIN, 1) != value(world, ADMIN, 2)
+
+    since = world.count
+    done = rotate(play, "admin_password", "flask_secret_key", uses={ADMIN: "2", FLASK: "2"})
+
+    assert done.code == 0, done.errors
+    assert "the rotation that began before is finished" in done.output
+    assert sorted(called(world, since)) == ["disable", "disable", "patch", "patch"]
+    assert states(world, ADMIN) == states(world, FLASK) == ["DISABLED", "ENABLED"]
+    assert noted(world, ADMIN) == {}
+    for run in (check, ended, done):
+        assert not [one for name in (ADMIN, FLASK) for n in (1, 2) if (one := value(world, name, n)) in run.output]
+
+    another = rotate(play, "admin_password", uses={ADMIN: "3"})
+
+    assert another.code == 0, another.errors
+    assert states(world, ADMIN) == ["DISABLED", "DISABLED", "ENABLED"]
+    assert states(world, FLASK) == ["DISABLED", "ENABLED"]
+
+
+# Where a run ends: the call from which on nothing goes any more, and the states of the versions that it leaves.
+ENDS: dict[str, tuple[Json, list[str]]] = {
+    "before the rotation is noted": ({"method": f"{SECRETS}.patch"}, ["ENABLED"]),
+    "before there is a new version": ({"method": f"{SECRETS}.addVersion"}, ["ENABLED"]),
+    "before the old version is disabled": ({"method": f"{SECRETS}.versions.disable"}, ["ENABLED", "ENABLED"]),
+    "before the rotation is forgotten": (
+        {"method": f"{SECRETS}.patch", "after": f"{SECRETS}.versions.disable"},
+        ["DISABLED", "ENABLED"],
+    ),
+}
+
+
+def attempt(world: World, wanted: Json) -> Json:
+    """Do what the playbook does of a secret until something fails, with a server that takes the new version."""
+    begun = world.module("gcp_secret", {"project": PROJECT, "secrets": [{**wanted, "rotation": "begin"}]})
+    if begun.get("failed"):
+        return begun
+    ending = {**wanted, "rotation": "end", "used_version": begun["secrets"][0]["version"]}
+    return world.module("gcp_secret", {"project": PROJECT, "secrets": [ending]})
+
+
+@pytest.mark.parametrize("step", ENDS)
+def test_a_rotation_that_ended_at_any_step_is_finished_by_the_next(world: World, tasks: list[Task], step: str) -> None:
+    (stated,) = [task.arguments["secrets"] for task in tasks if task.module == "gcp_secret"]
+    wanted = next(one for one in stated if one["name"] == ADMIN)
+    fault, left = ENDS[step]
+    world.running.server.faults.append({"times": 1000, "status": 403, **fault})
+
+    ended = attempt(world, wanted)
+
+    assert ended.get("failed"), ended
+    assert states(world, ADMIN) == left
+    world.running.server.clear_faults()
+    for versions in (["DISABLED", "ENABLED"], ["DISABLED", "DISABLED", "ENABLED"]):
+        finished = attempt(world, wanted)
+        assert not finished.get("failed"), finished
+        assert states(world, ADMIN) == versions
+        assert noted(world, ADMIN) == {}
+
+
+def test_calls_whose_answers_are_lost_make_no_other_version(world: World, tasks: list[Task]) -> None:
+    (stated,) = [task.arguments["secrets"] for task in tasks if task.module == "gcp_secret"]
+    for method in ("patch", "addVersion", "versions.disable"):
+        world.running.server.faults.append({"times": 1, "method": f"{SECRETS}.{method}", "no_answer": "after"})
+    finished = attempt(world, next(one for one in stated if one["name"] == ADMIN))
+    assert not finished.get("failed"), finished
+    assert states(world, ADMIN) == ["DISABLED", "ENABLED"]
+    assert noted(world, ADMIN) == {}
+
+
+def test_the_databases_user_gets_the_new_password_before_the_servers_do(world: World, play: Play) -> None:
+    login = ("-e", "platform_sql_login=password")
+    generated = {"name": DATABASE, "labels": {"mlflow-deployment": "mlflow"}, "generate": {"length": 40}}
+    world.done("gcp_secret", {"project": PROJECT, "secrets": [generated]})
+    user = {"name": "mlflow", "type": "BUILT_IN", "password_secret": DATABASE}
+    world.done("gcp_sql_user", {"project": PROJECT, "instance": "mlflow", "users": [user]})
+    since = world.count
+
+    done = rotate(play, "database_password", uses={DATABASE: "2"}, arguments=login)
+
+    assert done.code == 0, done.errors
+    assert called(world, since) == ["patch", "addVersion", "update", "disable", "patch"]
+    assert states(world, DATABASE) == ["DISABLED", "ENABLED"]
+    assert value(world, DATABASE, 2) not in done.output
