@@ -48,6 +48,8 @@ GOOD: dict[str, Any] = {
     "platform_network_name": "mlflow",
     "platform_sql_instance": "mlflow",
     "mlflow_version": "3.17.2",
+    "mlflow_admin_username": "admin",
+    "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "EDIT"}]}],
     "platform_upgrade_confirmed_version": "",
 }
 

@@ -40,6 +40,7 @@ VARIABLES: dict[str, Any] = {
     "platform_https_source_ranges": ["0.0.0.0/0"],
     "platform_http_source_ranges": [],
     "platform_credentials": [{"secret": "mlflow-admin-password", "credential": "mlflow.admin-password"}],
+    "platform_user_credentials": [],
     "platform_existing_network": "",
     "platform_existing_subnetwork": "",
     "platform_existing_bucket": "",
