@@ -36,6 +36,8 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 SHORTEST_PASSWORD = 12
 # The role in which MLflow keeps the grants of one user.
 OWN_ROLE = re.compile(r"__user_\d+__")
+# A prompt is kept as a model, but its permissions are of another type.
+PROMPT = {"key": "mlflow.prompt.is_prompt", "value": "true"}
 ADMIN_CREDENTIAL = "mlflow.admin-password"
 TIMEOUT_SECONDS = 60
 # MLflow spends some tenths of a second of a core on each password.
@@ -333,6 +335,8 @@ class Resources:
         self.changes: list[Change] = []
         self.problems: list[dict[str, str]] = []
         self._ids: dict[tuple[str, str], str | None] = {}
+        # Why nobody can be given a permission on it, and what to do.
+        self._unfit: dict[tuple[str, str], tuple[str, str]] = {}
 
     def id_of(self, kind: str, name: str) -> str | None:
         """Return what MLflow's grants call it; None where it is not there."""
@@ -340,10 +344,12 @@ class Resources:
             self._ids[kind, name] = ALL if name == ALL else self._find(kind, name)
         return self._ids[kind, name]
 
-    def demand(self, kind: str, name: str) -> None:
-        """See to it that it will be there."""
-        title = f"{kind} {name}"
-        if self.id_of(kind, name) is None and title not in [change.title for change in self.changes]:
+    def demand(self, kind: str, name: str, username: str) -> None:
+        """See to it that it will be there for the user's permission."""
+        title, found = f"{kind} {name}", self.id_of(kind, name)
+        if (kind, name) in self._unfit:
+            self.problems.append(problem(f"{kind} of user {username}", name, *self._unfit[kind, name]))
+        elif found is None and title not in [change.title for change in self.changes]:
             self.changes.append(
                 Change("create", title, [Difference("state", None, "present")], [lambda: self._create(kind, name)])
             )
@@ -353,14 +359,18 @@ class Resources:
             return None
         if kind == "registered_model":
             found = self.server.find("2.0/mlflow/registered-models/get", name=name)
-            return None if found is None else name
+            if found is None:
+                return None
+            if PROMPT in found["registered_model"].get("tags", []):
+                self._unfit[kind, name] = "it is a prompt", "take the entry out, it would not count"
+            return name
         found = self.server.find("2.0/mlflow/experiments/get-by-name", experiment_name=name)
         if found is None:
             return None
         experiment = found["experiment"]
         if experiment["lifecycle_stage"] == "deleted":
-            fix = f"restore it (mlflow experiments restore -x {experiment['experiment_id']}), or take the entries out"
-            self.problems.append(problem("the experiment of a permission", name, "it is there, but deleted", fix))
+            fix = f"restore it (mlflow experiments restore -x {experiment['experiment_id']}), or take the entry out"
+            self._unfit[kind, name] = "it is there, but deleted", fix
         return str(experiment["experiment_id"])
 
     def _create(self, kind: str, name: str) -> None:
@@ -422,7 +432,7 @@ def _bring(
 ) -> None:
     """Add what is to be done about one grant to the user's change."""
     if permission != NONE:
-        resources.demand(kind, name)
+        resources.demand(kind, name, username)
     row = grants.get((kind, resources.id_of(kind, name) or ""))
     before, after = row["permission"] if row else None, None if permission == NONE else permission
     if before == after:

@@ -66,7 +66,7 @@ options:
     type: path
     default: /etc/credstore
   unwritten:
-    description: Files in O(credentials_dir) that check mode would have written anew. Without check mode it means nothing.
+    description: Files in O(credentials_dir) that only a real run would have written anew; read in check mode alone.
     type: list
     elements: str
     default: []

@@ -47,6 +47,7 @@ class FakeMlflow:
         self.role_grants: dict[tuple[str, str, str], str] = {}
         self.experiments: dict[str, dict[str, str]] = {}
         self.models: set[str] = set()
+        self.tags: list[dict[str, str]] = []
         # Passwords that a worker still takes, though they were changed.
         self.remembered: set[tuple[str, str]] = set()
         self.faults: dict[str, RefusedError] = {}
@@ -153,7 +154,7 @@ class FakeMlflow:
     def GET_2_0_mlflow_registered_models_get(self, _login, name):  # noqa: N802
         if name not in self.models:
             raise missing(name)
-        return {"registered_model": {"name": name}}
+        return {"registered_model": {"name": name, "tags": self.tags}}
 
     def POST_2_0_mlflow_registered_models_create(self, _login, name):  # noqa: N802
         assert name not in self.models
@@ -371,7 +372,19 @@ def test_a_deleted_experiment_is_refused_and_nothing_is_changed(mlflow: FakeMlfl
     mlflow.experiments["churn"] = {"experiment_id": "4", "lifecycle_stage": "deleted"}
     result = run(BOB, ANN)
     assert result["failed"]
-    assert "'churn': it is there, but deleted. Fix: restore it (mlflow experiments restore -x 4)" in result["msg"]
+    deleted = (
+        "experiment of user ann = 'churn': it is there, but deleted. Fix: restore it (mlflow experiments restore -x 4)"
+    )
+    assert deleted in result["msg"]
+    assert mlflow.writes == []
+    taken = {"name": "ann", "experiments": [{"name": "churn", "permission": "NO_PERMISSIONS"}]}
+    assert run(taken)["changes"] == ["create user ann"]
+
+
+def test_a_prompt_is_refused_and_nothing_is_changed(mlflow: FakeMlflow, run: Run) -> None:
+    mlflow.models, mlflow.tags = {"greeting"}, [{"key": "mlflow.prompt.is_prompt", "value": "true"}]
+    result = run({"name": "ann", "registered_models": [{"name": "greeting", "permission": "READ"}]})
+    assert "registered_model of user ann = 'greeting': it is a prompt" in result["msg"]
     assert mlflow.writes == []
 
 
