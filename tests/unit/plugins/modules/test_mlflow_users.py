@@ -427,7 +427,7 @@ def test_check_mode_before_the_first_start_foretells_all_users(
             path.rename(tmp_path / f"kept-{path.name}")
     (tmp_path / "live.sock").rename(tmp_path / "later.sock")
     assert run(ANN, BOB, EVE, check=True)["changes"] == foretold["changes"]
-    assert "MLflow does not answer" in run(EVE)["msg"] or "is not there" in run(EVE)["msg"]
+    assert "mlflow.admin-password is not there. Next: run the role server_secrets before" in run(EVE)["msg"]
 
 
 def test_check_mode_takes_a_password_that_is_not_written_yet_for_another(
@@ -450,9 +450,12 @@ def test_a_refused_administrator_is_told_with_the_next_step(mlflow: FakeMlflow, 
 def test_a_failure_says_what_was_begun_and_shows_no_hash(mlflow: FakeMlflow, run: Run) -> None:
     message = "User (username=bob) already exists. Error: [parameters: ('bob', 'scrypt:32768:8:1$salt$hash')]"
     mlflow.faults["2.0/mlflow/users/update-admin"] = RefusedError(400, "RESOURCE_ALREADY_EXISTS", message)
-    result = run(ANN, BOB)
+    mlflow.users["eve"] = {"id": 9, "is_admin": False, "password": "of-eve"}
+    result = run(ANN, BOB, EVE)
     assert result["failed"]
-    assert result["changes"] == ["create experiment churn", "create user ann", "create user bob"]
+    # Whoever is to go is gone, whatever else fails.
+    assert result["changes"] == ["delete user eve", "create experiment churn", "create user ann", "create user bob"]
+    assert "eve" not in mlflow.users
     assert result["msg"].startswith("user bob: MLflow answered 400 to 2.0/mlflow/users/update-admin")
     assert "scrypt" not in json.dumps(result)
     mlflow.faults.clear()
