@@ -59,8 +59,8 @@ def members(value: Any) -> Iterator[dict[str, Any]]:
         for element in value:
             yield from members(element)
     elif isinstance(value, str):
-        # Members that an expression makes from a list of names.
-        for kind in re.findall(r"product\(\['([\w.]+)'\]\)", value):
+        # Members that an expression makes from a list of names; those that are only removed are never mended.
+        for kind in [] if "'state': 'absent'" in value else re.findall(r"product\(\['([\w.]+)'\]\)", value):
             if kind in KINDS:
                 fields = dict.fromkeys(re.findall(r"'body': \{'(\w+)'", value), "")
                 yield {"kind": kind, "body": fields, "expression": value}

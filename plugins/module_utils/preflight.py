@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import mlflow_users
 
 LOWEST_MLFLOW_VERSION = (3, 17, 0)
 LOWEST_POSTGRES_VERSION = 17
@@ -221,6 +222,7 @@ def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[P
     _check_backups(checker)
     _check_key(checker)
     _check_removal(checker)
+    _check_users(checker)
     return (
         checker.problems + check_dynamic_inventory(variables, inventory_dir) + check_where_set(variables, inventory_dir)
     )
@@ -425,6 +427,13 @@ def _check_removal(checker: _Checker) -> None:
         if (checker.variables.get(variable) or name) != name:
             fix = f"give -e {variable}={name}, or leave it out"
             checker.add(variable, f"not this deployment's {part}, which is {name}", fix)
+
+
+def _check_users(checker: _Checker) -> None:
+    variables = checker.variables
+    users, admin = variables.get("platform_mlflow_users"), str(variables.get("mlflow_admin_username"))
+    for one in mlflow_users.problems(users, admin, "platform_mlflow_users"):
+        checker.problems.append(Problem(**{**one, "fix": f"{one['fix']} (in {checker.where})"}))
 
 
 def check_rotation(variables: Mapping[str, Any]) -> list[Problem]:

@@ -134,7 +134,10 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         "bucket": f"https://storage.googleapis.com/storage/v1/b/{get['bucket']}",
         "account": account,
         **{f"firewall {rule}": f"{compute}/global/firewalls/{name}-allow-{rule}" for rule in _FIREWALLS},
-        **{f"secret {item['secret']}": f"{secrets}/{item['secret']}" for item in get["credentials"]},
+        **{
+            f"secret {item['secret']}": f"{secrets}/{item['secret']}"
+            for item in get["credentials"] + get["user_credentials"]
+        },
     }
     if get["log_destination"] == "bucket":
         urls["log bucket"] = f"https://storage.googleapis.com/storage/v1/b/{get['log_store']}"

@@ -54,20 +54,24 @@ def test_bad_values_are_reported_together(play: Play, make_inventory: Callable[.
         platform_server_name="Server 1",
         platform_mlflow_version="3.16.1",
         platform_https_source_ranges=["everybody"],
+        platform_mlflow_users=[{"name": "ann@example.com"}, "bob", {"name": "admin"}],
     )
 
     refused = play(PREFLIGHT, inventory=inventory)
 
     assert refused.code != 0
-    assert "4 problem(s) found, nothing was created or changed" in refused.output
+    assert "7 problem(s) found, nothing was created or changed" in refused.output
     for found in (
         "platform_bucket = 'My_Bucket!'",
         "platform_server_name = 'Server 1'",
         "mlflow_version = '3.16.1'",
         "platform_https_source_ranges = ['everybody']",
+        "platform_mlflow_users[0].name = 'ann@example.com'",
+        "platform_mlflow_users[1] = 'bob'",
+        "platform_mlflow_users[2].name = 'admin'",
     ):
         assert found in refused.output
-    assert refused.output.count("fix:") >= 4
+    assert refused.output.count("fix:") >= 7
 
 
 # Regions and zones can be asked for once the project's Compute Engine is enabled: hence the deployment.

@@ -5,6 +5,7 @@ Checked, interrupted, finished, used, and taken away again without a trace.
 
 from __future__ import annotations
 
+import base64
 import os
 import pathlib
 import secrets
@@ -64,6 +65,7 @@ VARIABLES: dict[str, Any] = {
     "platform_operators": ["user:ann@example.com"],
     "platform_sql_database_version": "MYSQL_8_4",
     "platform_sql_private_service_connect_enabled": True,
+    "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "READ"}]}],
 }
 
 
@@ -150,6 +152,23 @@ def test_the_database_is_mysql_that_only_its_endpoint_and_the_servers_account_re
     shown = sql(f"SHOW GRANTS FOR '{NAME}-server'@'%'; SELECT count(*) > 50 FROM information_schema.tables")
     assert "IDENTIFIED VIA unix_socket USING 'mysql'" in shown
     assert shown.split()[-1] == "1"
+
+
+@pytest.mark.usefixtures("before")
+def test_a_declared_user_logs_in_with_a_secret_of_its_own(cloud: Any, environment: dict[str, str]) -> None:
+    secret = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets/{NAME}-user-ann-password"
+    payload = cloud.get(f"{secret}/versions/latest:access")["payload"]["data"]
+    with requests.Session() as session:
+        session.trust_env = False
+        session.proxies = {"https": environment["HTTPS_PROXY"]}
+        session.verify = environment["REQUESTS_CA_BUNDLE"]
+        session.auth = ("ann", base64.b64decode(payload).decode())
+        address = f"https://{NAME}.localhost/api/2.0/mlflow/experiments"
+        found = session.get(f"{address}/search", params={"max_results": 1000}, timeout=60).json()
+        (churn,) = found["experiments"]
+        refused = session.post(f"{address}/delete", json={"experiment_id": churn["experiment_id"]}, timeout=60)
+    assert churn["name"] == "churn"
+    assert refused.status_code == 403
 
 
 @pytest.mark.usefixtures("before")

@@ -90,6 +90,29 @@ def test_settings_are_predicted_made_kept_and_undone(cloud: Running, provision: 
     assert "autoclass" not in cloud.call("GET", BUCKET)
 
 
+def test_a_users_password_is_a_secret_for_the_server_that_goes_when_the_user_is_to_be_absent(
+    cloud: Running, provision: Provision
+) -> None:
+    secret = f"{SECRETS}/mlflow-user-ann-password"
+    users = [{"name": "ann"}]
+    made, changed = provision("gcp_secret", platform_mlflow_users=users)
+    assert changed == 1, made
+    assert cloud.call("GET", f"{secret}:getIamPolicy") == cloud.call(
+        "GET", f"{SECRETS}/mlflow-admin-password:getIamPolicy"
+    )
+    # Nobody named it.
+    assert provision("gcp_secret")[1] == 0
+    assert cloud.call("GET", secret)["labels"] == {"mlflow-deployment": "mlflow"}
+
+    absent = [{"name": "ann", "state": "absent"}]
+    predicted, changed = provision("gcp_secret", "--check", platform_mlflow_users=absent)
+    assert changed == 1, predicted
+    removed, changed = provision("gcp_secret", platform_mlflow_users=absent)
+    assert changed == 1, removed
+    cloud.refused("GET", secret)
+    assert provision("gcp_secret", platform_mlflow_users=absent)[1] == 0
+
+
 def test_a_detached_schedule_is_attached_again_and_goes_when_none_is_wanted(
     cloud: Running, provision: Provision
 ) -> None:

@@ -49,6 +49,8 @@ GOOD: dict[str, Any] = {
     "platform_network_name": "mlflow",
     "platform_sql_instance": "mlflow",
     "mlflow_version": "3.17.2",
+    "mlflow_admin_username": "admin",
+    "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "EDIT"}]}],
     "platform_upgrade_confirmed_version": "",
 }
 
@@ -117,6 +119,7 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_subnetwork_cidr", "8.8.8.0/24"),
         ("platform_subnetwork_cidr", ""),
         ("platform_subnetwork_cidr", "172.17.4.0/24"),
+        ("platform_mlflow_users", None),
         ("platform_existing_network", "global/networks/shared"),
         ("platform_existing_network", None),
         ("platform_existing_subnetwork", "shared"),
