@@ -31,8 +31,8 @@ FLAGS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-# MLflow's bundles ask these hosts for an editor and for charts, and NGINX refuses the assistant to everybody.
-EXPECTED = re.compile(r"https://(cdn\.jsdelivr\.net|cdn\.plot\.ly)/|/ajax-api/3\.0/mlflow/assistant/")
+# MLflow's bundles ask these hosts for an editor, charts and a film about traces; NGINX refuses the assistant to everybody.
+EXPECTED = re.compile(r"https://(cdn\.jsdelivr\.net|cdn\.plot\.ly|mlflow\.org)/|/ajax-api/3\.0/mlflow/assistant/")
 PATIENCE_MILLISECONDS = 90_000
 
 
