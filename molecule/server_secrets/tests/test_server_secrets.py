@@ -33,14 +33,6 @@ def test_a_rotation_arrives_and_stays_out_of_the_output(host: Host, converge) ->
         assert not [value for value in ("rotated-value-5c3e", *VALUES.values()) if value in done.stdout + done.stderr]
 
 
-def test_the_file_of_a_secret_that_is_gone_goes(host: Host, converge) -> None:
-    path = "/etc/credstore/mlflow.user-eve-password"
-    host.check_output(f"touch {path}")
-    assert "changed=1 " in converge(server_secrets_absent_paths=[path]).stdout
-    assert not host.file(path).exists
-    assert host.file(PASSWORD).exists
-
-
 def test_health_compares_with_the_latest_version(host: Host, converge) -> None:
     host.check_output(f"printf tampered-3b1c >{PASSWORD}")
     done = converge("-vvv", entry_point="health")
@@ -49,6 +41,14 @@ def test_health_compares_with_the_latest_version(host: Host, converge) -> None:
     assert "tampered-3b1c" not in done.stdout
     assert converge().returncode == 0
     assert host.file(PASSWORD).content_string == VALUES[PASSWORD]
+
+
+def test_the_file_of_a_secret_that_is_gone_goes(host: Host, converge) -> None:
+    path = "/etc/credstore/mlflow.user-eve-password"
+    host.check_output(f"touch {path}")
+    assert "changed=1 " in converge(server_secrets_absent_paths=[path]).stdout
+    assert not host.file(path).exists
+    assert host.file(PASSWORD).exists
 
 
 def test_a_missing_role_names_the_secret_the_account_and_the_fix(converge) -> None:
