@@ -342,7 +342,10 @@ class Resource:
                 is_busy = isinstance(error, ApiError) and error.busy
                 is_conflict = isinstance(error, ApiError) and error.conflict and plan.action != "delete"
                 attempt += not is_busy
-                if not (is_busy or is_conflict or isinstance(error, AmbiguousError)):
+                # Deleted between reading and changing it, unless it is what it refers to that is not there.
+                is_missing = isinstance(error, ApiError) and error.status == 404 and plan.action == "update"
+                is_gone = is_missing and self.read() is None
+                if not (is_busy or is_conflict or is_gone or isinstance(error, AmbiguousError)):
                     raise
                 if attempt >= ATTEMPTS or self.cloud.clock() > deadline:
                     raise

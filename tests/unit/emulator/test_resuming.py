@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import ensure_all
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Resource, Wanted
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Session
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import ensure_users
 
@@ -129,6 +129,24 @@ def test_a_network_that_is_being_deleted_is_gone_first(cloud: Any, direct: Any, 
     ensure(Wanted("compute.networks", "mlflow", body=body, state=state))
     found = [item["name"] for item in cloud.call("GET", f"{BASE}/global/networks").get("items", [])]
     assert found == (["mlflow"] if state == "present" else [])
+
+
+@pytest.mark.usefixtures("network")
+def test_a_network_that_goes_between_reading_and_changing_is_made_again(cloud: Any, monkeypatch: Any) -> None:
+    url, plan = f"{BASE}/global/networks/mlflow", Resource.plan
+    body = {"autoCreateSubnetworks": False, "routingConfig": {"routingMode": "GLOBAL"}}
+    wanted = Wanted("compute.networks", "mlflow", body=body)
+
+    def plan_and_be_late(resource: Resource, actual: Any, lookup: Any) -> Any:
+        planned = plan(resource, actual, lookup)
+        if actual:
+            cloud.done(cloud.call("DELETE", url))
+        return planned
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Resource, "plan", plan_and_be_late)
+        ensure(wanted)
+    assert cloud.call("GET", url)["routingConfig"]["routingMode"] == "GLOBAL"
 
 
 def test_a_connection_that_is_being_made_is_waited_for(cloud: Any, direct: Any, network: dict[str, Any]) -> None:
