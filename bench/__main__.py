@@ -148,7 +148,7 @@ def main() -> None:
         print(f"\nprovision.yml with nothing to do: {len(calls)} API calls, {seconds:.1f} s, of which in tasks:")
         print(f"  {'':22}{'seconds':>10}{'API':>8}{'Ansible':>10}")
         for role, (spent, answering) in seconds_by_role(report, calls).items():
-            print(f"  {role:22}{spent:>10.1f}{answering:>8.1f}{spent - answering:>10.1f}")
+            print(f"  {role:22}{spent:>10.2f}{answering:>8.2f}{spent - answering:>10.2f}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,19 @@ def missing(what: str) -> RefusedError:
     return RefusedError(404, "RESOURCE_DOES_NOT_EXIST", f"{what} not found")
 
 
+ROUTES: dict[tuple[str, str], Callable[..., Any]] = {}
+
+
+def route(verb: str, path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Have a method answer these calls."""
+
+    def note(method: Callable[..., Any]) -> Callable[..., Any]:
+        ROUTES[verb, path] = method
+        return method
+
+    return note
+
+
 class FakeMlflow:
     """Users, grants, experiments and models, with the rules of mlflow.server.auth 3.17."""
 
@@ -62,36 +75,40 @@ class FakeMlflow:
             raise RefusedError(401, "", "")
         if path in self.faults:
             raise self.faults[path]
-        handler = getattr(self, f"{verb}_{path}".replace("/", "_").replace("-", "_").replace(".", "_"))
-        if handler != self.PATCH_2_0_mlflow_users_update_password or name != given["username"]:
+        if path != "2.0/mlflow/users/update-password" or name != given["username"]:
             assert self.users[name]["is_admin"]
             if verb != "GET":
                 self.writes.append(path.removeprefix("2.0/mlflow/").removeprefix("3.0/mlflow/"))
-        return handler(login, **given)
+        return ROUTES[verb, path](self, login, **given)
 
     def user(self, name: str) -> dict[str, Any]:
         if name not in self.users:
             raise missing(name)
         return self.users[name]
 
-    def GET_2_0_mlflow_users_list(self, _login):  # noqa: N802
+    @route("GET", "2.0/mlflow/users/list")
+    def list_users(self, _login):
         return {"users": [{"username": name, **user} | {"password": None} for name, user in self.users.items()]}
 
-    def POST_2_0_mlflow_users_create(self, _login, username, password):  # noqa: N802
+    @route("POST", "2.0/mlflow/users/create")
+    def create_user(self, _login, username, password):
         assert username not in self.users
         assert len(password) >= 12
         self.users[username] = {"id": len(self.users) + 1, "is_admin": False, "password": password}
 
-    def DELETE_2_0_mlflow_users_delete(self, _login, username):  # noqa: N802
+    @route("DELETE", "2.0/mlflow/users/delete")
+    def delete_user(self, _login, username):
         self.user(username)
         del self.users[username]
         self.grants = {key: one for key, one in self.grants.items() if key[0] != username}
 
-    def PATCH_2_0_mlflow_users_update_admin(self, _login, username, is_admin):  # noqa: N802
+    @route("PATCH", "2.0/mlflow/users/update-admin")
+    def update_admin(self, _login, username, is_admin):
         assert isinstance(is_admin, bool)
         self.user(username)["is_admin"] = is_admin
 
-    def PATCH_2_0_mlflow_users_update_password(self, login, username, password, current_password=None):  # noqa: N802
+    @route("PATCH", "2.0/mlflow/users/update-password")
+    def update_password(self, login, username, password, current_password=None):
         if login[0] == username:
             if self.user(username)["password"] != current_password:
                 raise RefusedError(400, "INVALID_PARAMETER_VALUE", "Current password does not match.")
@@ -100,7 +117,8 @@ class FakeMlflow:
                 raise RefusedError(400, "INVALID_PARAMETER_VALUE", message)
         self.user(username)["password"] = password
 
-    def GET_3_0_mlflow_users_permissions_list(self, _login, username):  # noqa: N802
+    @route("GET", "3.0/mlflow/users/permissions/list")
+    def list_permissions(self, _login, username):
         number = self.user(username)["id"]
         kinds = ((f"__user_{number}__", 100 + number, self.grants), ("readers", 99, self.role_grants))
         return {
@@ -113,7 +131,8 @@ class FakeMlflow:
             ]
         }
 
-    def POST_3_0_mlflow_users_permissions_grant(self, _login, username, resource_type, resource_id, permission):  # noqa: N802
+    @route("POST", "3.0/mlflow/users/permissions/grant")
+    def grant(self, _login, username, resource_type, resource_id, permission):
         self.user(username)
         if (username, resource_type, resource_id) in self.grants:
             raise RefusedError(400, "RESOURCE_ALREADY_EXISTS", "already exists")
@@ -121,14 +140,16 @@ class FakeMlflow:
             raise RefusedError(400, "INVALID_PARAMETER_VALUE", "Invalid permission")
         self.grants[username, resource_type, resource_id] = permission
 
-    def POST_3_0_mlflow_users_permissions_revoke(self, _login, username, resource_type, resource_id):  # noqa: N802
+    @route("POST", "3.0/mlflow/users/permissions/revoke")
+    def revoke(self, _login, username, resource_type, resource_id):
         if self.grants.pop((username, resource_type, resource_id), None) is None:
             raise missing("the permission")
 
     def rows(self) -> list[tuple[str, str, str]]:
         return list(self.grants)
 
-    def GET_3_0_mlflow_roles_permissions_list(self, _login, role_id):  # noqa: N802
+    @route("GET", "3.0/mlflow/roles/permissions/list")
+    def list_role_permissions(self, _login, role_id):
         owner = next(name for name, user in self.users.items() if user["id"] == int(role_id) - 100)
         return {
             "role_permissions": [
@@ -138,25 +159,30 @@ class FakeMlflow:
             ]
         }
 
-    def PATCH_3_0_mlflow_roles_permissions_update(self, _login, role_permission_id, permission):  # noqa: N802
+    @route("PATCH", "3.0/mlflow/roles/permissions/update")
+    def update_role_permission(self, _login, role_permission_id, permission):
         self.grants[self.rows()[role_permission_id]] = permission
 
-    def GET_2_0_mlflow_experiments_get_by_name(self, _login, experiment_name):  # noqa: N802
+    @route("GET", "2.0/mlflow/experiments/get-by-name")
+    def get_experiment_by_name(self, _login, experiment_name):
         if experiment_name not in self.experiments:
             raise missing(experiment_name)
         return {"experiment": self.experiments[experiment_name]}
 
-    def POST_2_0_mlflow_experiments_create(self, _login, name):  # noqa: N802
+    @route("POST", "2.0/mlflow/experiments/create")
+    def create_experiment(self, _login, name):
         assert name not in self.experiments
         self.experiments[name] = {"experiment_id": str(len(self.experiments) + 1), "lifecycle_stage": "active"}
         return {"experiment_id": self.experiments[name]["experiment_id"]}
 
-    def GET_2_0_mlflow_registered_models_get(self, _login, name):  # noqa: N802
+    @route("GET", "2.0/mlflow/registered-models/get")
+    def get_registered_model(self, _login, name):
         if name not in self.models:
             raise missing(name)
         return {"registered_model": {"name": name, "tags": self.tags}}
 
-    def POST_2_0_mlflow_registered_models_create(self, _login, name):  # noqa: N802
+    @route("POST", "2.0/mlflow/registered-models/create")
+    def create_registered_model(self, _login, name):
         assert name not in self.models
         self.models.add(name)
 
@@ -282,7 +308,7 @@ def grant_what_was_taken(mlflow: FakeMlflow) -> None:
 
 
 def delete_user(mlflow: FakeMlflow) -> None:
-    mlflow.DELETE_2_0_mlflow_users_delete(("admin", ADMIN), "bob")
+    mlflow.delete_user(("admin", ADMIN), "bob")
 
 
 def replace_experiment(mlflow: FakeMlflow) -> None:
