@@ -60,14 +60,9 @@ def stat(cloud: Session, bucket: str, name: str) -> Json | None:
 
 
 def pages(cloud: Session, bucket: str, **query: Any) -> Iterator[Json]:
-    """Yield the pages of a bucket's list of objects."""
-    listing, asked = method("storage.v1", "objects", "list"), dict(query)
-    while True:
-        page = cloud.call(listing, {"bucket": bucket}, f"Listing the objects of gs://{bucket}", None, asked)
-        yield page
-        if "nextPageToken" not in page:
-            return
-        asked["pageToken"] = page["nextPageToken"]
+    """Return the pages of a bucket's list of objects."""
+    listing = method("storage.v1", "objects", "list")
+    return cloud.pages(listing, {"bucket": bucket}, f"Listing the objects of gs://{bucket}", query)
 
 
 def objects(cloud: Session, bucket: str, **query: Any) -> Iterator[Json]:

@@ -796,14 +796,9 @@ def _all(resource: Resource) -> Iterator[Json]:
         (key for key in answer_node.fields if answer_node.child(key).items.schema.get("id") == resource.kind.schema),
         resource.kind.collection,
     )
-    query = resource.list_query()
-    while True:
-        parameters = resource.parameters("list")
-        answer = resource.cloud.call(listing, parameters, f"Listing {resource.wanted.kind}", None, query)
-        yield from answer.get(members, [])
-        if not answer.get("nextPageToken"):
-            return
-        query["pageToken"] = answer["nextPageToken"]
+    purpose = f"Listing {resource.wanted.kind}"
+    for page in resource.cloud.pages(listing, resource.parameters("list"), purpose, resource.list_query()):
+        yield from page.get(members, [])
 
 
 def secret_paths(value: Any, path: str = "") -> Iterator[str]:

@@ -47,8 +47,9 @@ def read_version(cloud: Session, name: str, number: str) -> str:
 def list_versions(cloud: Session, name: str) -> list[tuple[str, str]]:
     """Return number and state of each version that was not destroyed, newest first."""
     parent = f"projects/{cloud.project}/secrets/{name}"
-    answer = cloud.call(_versions("list"), {"+parent": parent}, f"Listing the versions of secret {name}")
-    found = [(one["name"].rsplit("/", 1)[-1], str(one.get("state"))) for one in answer.get("versions", [])]
+    pages = cloud.pages(_versions("list"), {"+parent": parent}, f"Listing the versions of secret {name}")
+    listed = [one for page in pages for one in page.get("versions", [])]
+    found = [(one["name"].rsplit("/", 1)[-1], str(one.get("state"))) for one in listed]
     return [one for one in found if one[1] != "DESTROYED"]
 
 

@@ -189,6 +189,18 @@ class Session:
             self.sleep(pause)
         raise AssertionError("pauses never end")
 
+    def pages(
+        self, listing: Method, parameters: Mapping[str, str], purpose: str, query: Mapping[str, Any] | None = None
+    ) -> Iterator[Json]:
+        """Yield the answers to a list method, page by page; raises what `call` raises."""
+        asked = dict(query or {})
+        while True:
+            page = self.call(listing, parameters, purpose, None, asked)
+            yield page
+            if not page.get("nextPageToken"):
+                return
+            asked["pageToken"] = page["nextPageToken"]
+
     def pauses(self, first: float = 0.5) -> Any:
         """Yield growing pauses in seconds, with jitter, without end."""
         pause = first

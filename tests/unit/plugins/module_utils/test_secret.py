@@ -163,6 +163,21 @@ def rotatable(google, versions):
     return versions
 
 
+def test_the_old_versions_of_every_page_are_disabled(cloud, google, versions):
+    google.store[SECRET] = {}
+    versions += ["x", "y", "z"]
+    listed = google.special["/versions$"]
+
+    def page(call):
+        number = int(call.query.get("pageToken", 0))
+        rest = {"nextPageToken": str(number + 1)} if number < 2 else {}
+        return {"versions": listed(call)["versions"][number : number + 1], **rest}
+
+    google.special["/versions$"] = page
+    ensure_secrets(cloud, [end("3")])
+    assert versions == ["DISABLED", "DISABLED", "z"]
+
+
 def test_a_rotation_makes_one_version_until_it_ends_then_another(cloud, google, rotatable):
     for is_new in (True, False, False):
         (member,) = ensure_secrets(cloud, [BEGIN])["secrets"]
