@@ -126,18 +126,18 @@ unit: .venv/installed ## Unit and structure tests, and provisioning without mach
 	pytest -q --durations=25 -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
 SCENARIOS := upgrade mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets upkeep
-SIDE_BY_SIDE := xargs -n 1 -P 2 $(MAKE) --no-print-directory
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 --keep-going
 
 .PHONY: molecule
 molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, two at a time
-	@printf 'logged-scenario-%s\n' $(SCENARIOS) | $(SIDE_BY_SIDE)
+	@$(SIDE_BY_SIDE) $(addprefix logged-scenario-,$(SCENARIOS))
 
 scenario-%:
 	molecule test -s $* $(OPTIONS_$*)
 # The clients of an upgrade work for a quarter of an hour: on one system here, on both by `molecule test -s upgrade`.
 OPTIONS_upgrade := --platform-name upgrade-debian-13
 
-logged-%: # One target; its log is printed when it fails.
+logged-%: | .venv/installed # One target; its log is printed when it fails.
 	@mkdir -p build/logs
 	@echo "==> $* (build/logs/$*.log)"
 	@begun=$$(date +%s); $(MAKE) --no-print-directory $* >build/logs/$*.log 2>&1 \
@@ -145,7 +145,7 @@ logged-%: # One target; its log is printed when it fails.
 		echo "==> $* passed in $$(($$(date +%s) - begun)) s"
 
 .PHONY: browser
-browser: # What the browser test needs; certutil makes the browser trust the emulated certificate authority.
+browser: | images # apt serves one at a time. What the browser test needs; certutil makes the browser trust the emulated certificate authority.
 	@{ command -v chromium && command -v certutil; } >/dev/null || { \
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "The browser test needs chromium and certutil: install them"; exit 1; }; \
 		echo "==> Installing Chromium"; apt-get update -qq && \
@@ -160,9 +160,16 @@ faults: images ## What fails while a client writes, and for how long: docs/fault
 	@FAULTS=all pytest -q tests/integration/test_healing.py
 	@sed -e '/^| fault/,$$d' docs/faults.md > build/faults.head && cat build/faults.head build/faults.md > docs/faults.md
 
+# The cloud that a killed run left on this machine would be taken for what this run made.
+.PHONY: empty
+empty: images # For CI: whoever runs `make test` beside a demo keeps the demo.
+	@$(BIN)/python -m emulator down
+
+# Longest first, so that those that run side by side end together; lint, while the images are made.
+FIRST := images
+TESTS := lint integration scenario-upgrade unit $(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) sanity
+$(addprefix logged-,$(filter integration scenario-%,$(TESTS))): | $(FIRST) wheels browser
+
 .PHONY: test
 test: ## Everything CI runs, from nothing
-	@$(MAKE) --no-print-directory images wheels browser
-	@# Longest first, so that those that run side by side end together.
-	@printf 'logged-%s\n' integration lint sanity scenario-upgrade unit \
-		$(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) | $(SIDE_BY_SIDE)
+	@$(SIDE_BY_SIDE) $(addprefix logged-,$(TESTS))

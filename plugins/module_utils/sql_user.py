@@ -5,6 +5,9 @@ https://cloud.google.com/sql/docs/mysql/admin-api/rest/v1/users
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
@@ -20,6 +23,32 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
 
 TYPES = ("BUILT_IN", "CLOUD_IAM_SERVICE_ACCOUNT", "CLOUD_IAM_USER")
 ENGINES = ("POSTGRES", "MYSQL")
+# The options of gcp_sql_user, which are those of one instance in gcp_resource.
+USERS: dict[str, dict[str, Any]] = {
+    "instance": {"type": "str", "required": True},
+    "engine": {"type": "str", "choices": list(ENGINES), "default": "POSTGRES"},
+    "users": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "type": {"type": "str", "choices": list(TYPES), "default": "BUILT_IN"},
+            "password": {"type": "str", "no_log": True},
+            # The name of a secret, not its value.
+            "password_secret": {"type": "str", "no_log": False},
+            "update_password": {
+                "type": "str",
+                "choices": ["on_create", "always"],
+                "default": "on_create",
+                "no_log": False,
+            },
+            "database_roles": {"type": "list", "elements": "str"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        "mutually_exclusive": [("password", "password_secret")],
+    },
+}
 ATTEMPTS = 5
 # In MySQL a user is a name and the hosts it may come from; behind the proxy that is any host.
 ANY_HOST = "%"
@@ -159,13 +188,13 @@ class Users:
         operations.wait(self.cloud, "sqladmin.v1", answer, purpose)
 
 
-def ensure_users(cloud: Session, instance: str, engine: str, wanted: list[Json]) -> Json:
+def ensure_users(cloud: Session, instance: str, engine: str, users: list[Json]) -> Json:
     """Bring all users to the wanted state and return the module's result.
 
-    `wanted` has the suboptions of gcp_sql_user. An instance does one operation at a time, so the users go one by one.
+    The arguments are the options of gcp_sql_user. An instance does one operation at a time, so the users go one by one.
     """
     named = [
-        {**user, "name": database_name(user["name"], user["type"], engine), "address": user["name"]} for user in wanted
+        {**user, "name": database_name(user["name"], user["type"], engine), "address": user["name"]} for user in users
     ]
     problems = [
         f"Cloud SQL user {user['name']}: an IAM user has no password, leave it out"
@@ -178,13 +207,13 @@ def ensure_users(cloud: Session, instance: str, engine: str, wanted: list[Json])
     ]
     if problems:
         raise CloudError("\n".join(problems))
-    users = Users(cloud, instance, engine)
-    present = users.read()
+    present = Users(cloud, instance, engine)
+    known = present.read()
     members: list[Json] = []
     failures: list[str] = []
     for user in named:
         try:
-            action, found = users.ensure(user, present)
+            action, found = present.ensure(user, known)
         except CloudError as error:
             failures.append(str(error))
             continue
@@ -193,3 +222,8 @@ def ensure_users(cloud: Session, instance: str, engine: str, wanted: list[Json])
             {"name": user["name"], "changed": action != "none", "action": action, "differences": differences}
         )
     return batch_result("users", members, failures, lambda member: f"Cloud SQL user {member['name']}")
+
+
+def users_step(sql_users: Json | None) -> list[Callable[[Session], Json]]:
+    """Return what a module does after its own work, for its option `sql_users`."""
+    return [lambda cloud: ensure_users(cloud, **sql_users)] if sql_users else []

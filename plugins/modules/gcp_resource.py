@@ -17,8 +17,8 @@ description:
   - What is protected against deletion in the cloud is not deleted, whatever the body says.
   - Members of a batch that refer to each other by link, parent or service account are ordered; the others go side by
     side. When one fails, those that do not depend on it are finished, then the module fails with every message.
-  - Once all resources are there, O(policies) are brought to what is wanted. One task does both, as starting a module
-    takes longer than all that it reads.
+  - Once all resources are there, O(sql_users) and O(policies) are brought to what is wanted. One task does it all, as
+    starting a module takes longer than all that it reads.
 author:
   - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
@@ -137,6 +137,54 @@ options:
     description: See O(resources[].delete_contents).
     type: bool
     default: false
+  sql_users:
+    description: Users of a Cloud SQL instance, as M(mlops.mlflow_gcp.gcp_sql_user) keeps them.
+    type: dict
+    suboptions:
+      instance:
+        description: Name of the Cloud SQL instance.
+        type: str
+        required: true
+      engine:
+        description: The instance's engine.
+        type: str
+        choices: [POSTGRES, MYSQL]
+        default: POSTGRES
+      users:
+        description: The users; of each suboption M(mlops.mlflow_gcp.gcp_sql_user) tells more.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          name:
+            description: Name of the user, the e-mail address for an IAM user.
+            type: str
+            required: true
+          type:
+            description: How the user signs in.
+            type: str
+            choices: [BUILT_IN, CLOUD_IAM_SERVICE_ACCOUNT, CLOUD_IAM_USER]
+            default: BUILT_IN
+          password:
+            description: Password of a built-in user.
+            type: str
+          password_secret:
+            description: ID of the secret whose latest version is the password of a built-in user.
+            type: str
+          update_password:
+            description: When the password is set.
+            type: str
+            choices: [on_create, always]
+            default: on_create
+          database_roles:
+            description: Database roles the user has, exactly.
+            type: list
+            elements: str
+          state:
+            description: Whether the user exists.
+            type: str
+            choices: [present, absent]
+            default: present
   timeout_seconds:
     description: How long to wait for each of Google's operations. A new Cloud SQL instance takes ten minutes and more.
     type: int
@@ -144,6 +192,7 @@ options:
 seealso:
   - module: mlops.mlflow_gcp.gcp_resource_info
   - module: mlops.mlflow_gcp.gcp_iam
+  - module: mlops.mlflow_gcp.gcp_sql_user
 """
 
 EXAMPLES = r"""
@@ -187,12 +236,17 @@ EXAMPLES = r"""
           - role: roles/storage.objectUser
             members: ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
 
-- name: A database of a Cloud SQL instance
+- name: A database of a Cloud SQL instance, and who signs in to it
   mlops.mlflow_gcp.gcp_resource:
     project: my-project
     kind: sqladmin.databases
     parent: mlflow
     name: mlflow_auth
+    sql_users:
+      instance: mlflow
+      users:
+        - name: mlflow-server@my-project.iam.gserviceaccount.com
+          type: CLOUD_IAM_SERVICE_ACCOUNT
 """
 
 RETURN = r"""
@@ -231,6 +285,11 @@ resources:
         - The resource as Google returns it now, or in check mode as it would be; V(null) when absent.
         - Secrets are masked.
       type: dict
+users:
+  description: As M(mlops.mlflow_gcp.gcp_sql_user) returns them.
+  returned: success, when O(sql_users) are given
+  type: list
+  elements: dict
 policies:
   description: As M(mlops.mlflow_gcp.gcp_iam) returns them.
   returned: success, when O(policies) are given
@@ -246,6 +305,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KIND
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import POLICIES, policies_step
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import USERS, users_step
 
 MEMBER: dict[str, dict[str, Any]] = {
     "kind": {"type": "str", "required": True, "choices": sorted(KINDS)},
@@ -269,6 +329,7 @@ def main() -> None:
             "project": {"type": "str", "required": True},
             "resources": {"type": "list", "elements": "dict", "options": MEMBER},
             "policies": POLICIES,
+            "sql_users": {"type": "dict", "options": USERS},
             "timeout_seconds": {"type": "int", "default": 1800},
             **single,
         },
@@ -282,7 +343,7 @@ def main() -> None:
     members = module.params["resources"]
     if members is None:
         members = [{option: module.params[option] for option in MEMBER}]
-    steps = policies_step(module.params["policies"])
+    steps = users_step(module.params["sql_users"]) + policies_step(module.params["policies"])
     run(module, lambda cloud: ensure_all(cloud, [Wanted(**member) for member in members]), *steps)
 
 

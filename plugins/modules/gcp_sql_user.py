@@ -118,18 +118,7 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import ENGINES, TYPES, ensure_users
-
-USER = {
-    "name": {"type": "str", "required": True},
-    "type": {"type": "str", "choices": list(TYPES), "default": "BUILT_IN"},
-    "password": {"type": "str", "no_log": True},
-    # The name of a secret, not its value.
-    "password_secret": {"type": "str", "no_log": False},
-    "update_password": {"type": "str", "choices": ["on_create", "always"], "default": "on_create", "no_log": False},
-    "database_roles": {"type": "list", "elements": "str"},
-    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-}
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import USERS, ensure_users
 
 
 def main() -> None:
@@ -137,21 +126,13 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "project": {"type": "str", "required": True},
-            "instance": {"type": "str", "required": True},
-            "engine": {"type": "str", "choices": list(ENGINES), "default": "POSTGRES"},
-            "users": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": USER,
-                "mutually_exclusive": [("password", "password_secret")],
-            },
+            **USERS,
             "timeout_seconds": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )
-    instance, engine, users = (module.params[name] for name in ("instance", "engine", "users"))
-    run(module, lambda cloud: ensure_users(cloud, instance, engine, users))
+    users = {option: module.params[option] for option in USERS}
+    run(module, lambda cloud: ensure_users(cloud, **users))
 
 
 if __name__ == "__main__":

@@ -99,12 +99,14 @@ class Run:
 
 
 def given(options: Json) -> Json:
-    """Return the options that have a value, those of the members of a batch included."""
-    return {
-        name: [given(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
-        for name, value in options.items()
-        if value is not None
-    }
+    """Return the options that have a value, those of the members of a batch included; a body keeps its nulls."""
+
+    def inner(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [given(one) if isinstance(one, dict) else one for one in value]
+        return given(value) if name == "sql_users" else value
+
+    return {name: inner(name, value) for name, value in options.items() if value is not None}
 
 
 class Replay:

@@ -64,11 +64,6 @@ def test_a_deployment_comes_and_goes_and_nothing_of_others_changes(
     again, changed = play("playbooks/provision.yml", inventory=inventory)
     assert (changed, theirs.call("GET", RECORD)["rrdatas"]) == (1, [address]), again
 
-    kept, _ = play("playbooks/destroy.yml", *CONFIRMED, inventory=inventory)
-    for line in ("bucket shared-artifacts", "Cloud SQL instance shared-db", "network shared", "secret mlflow-admin"):
-        assert f"keep the {line}" in kept, kept
-    assert "mlflow_auth" in {name.split("/")[-1] for name in theirs.server.cloud.state.resources}
-
     removed, _ = play("playbooks/destroy.yml", *NAMED, inventory=inventory)
     assert "delete sqladmin.databases mlflow" in removed, removed
     assert tables(theirs) == before
@@ -104,21 +99,24 @@ def test_what_is_not_fit_is_refused_all_at_once(theirs: Running, make_inventory:
     assert tables(theirs) == before
 
 
-def test_what_an_account_that_was_there_may_do_stays(
+def test_what_nobody_named_stays_with_what_an_account_that_was_there_may_do(
     theirs: Running, make_inventory: Callable[..., pathlib.Path]
 ) -> None:
     theirs.call("POST", ACCOUNTS, {"accountId": "shared-runner"})
     inventory = make_inventory(**EXISTING, platform_existing_service_account="shared-runner")
     before = tables(theirs)
-    play("playbooks/provision.yml", "--tags", "gcp_identity,gcp_bucket", inventory=inventory)
+    play("playbooks/provision.yml", "--tags", "gcp_identity,gcp_bucket,gcp_secret,gcp_sql", inventory=inventory)
     granted = tables(theirs)
-    assert granted["resources"] == before["resources"]
+    assert {name: granted["resources"][name] for name in before["resources"]} == before["resources"]
     assert granted["policies"] != before["policies"]
     theirs.call("POST", f"{DNS}/example-com/rrsets", {**THEIR_RECORD, "name": "mlflow.example.com."})
     granted = tables(theirs)
 
     removed, changed = play("playbooks/destroy.yml", *CONFIRMED, inventory=inventory)
 
+    for line in ("bucket shared-artifacts", "Cloud SQL instance shared-db", "network shared", "secret mlflow-admin"):
+        assert f"keep the {line}" in removed, removed
+    assert "mlflow_auth" in {name.split("/")[-1] for name in theirs.server.cloud.state.resources}
     assert "keep the service account shared-runner and its roles: roles/cloudsql.client" in removed, removed
     assert "keep the record of mlflow.example.com, which points to 203.0.113.9" in removed, removed
     # The deployment's own role alone is taken from the account: named first, then done.

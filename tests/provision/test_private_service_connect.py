@@ -1,4 +1,4 @@
-"""Private Service Connect in place of private services access: made, left alone, mended, never swapped, removed."""
+"""Private Service Connect in place of private services access: mended, never swapped, removed."""
 
 from __future__ import annotations
 
@@ -27,16 +27,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def test_an_endpoint_is_made_left_alone_mended_never_swapped_and_removed(
+def test_an_endpoint_is_mended_never_swapped_and_removed(
     running: Running, make_inventory: Callable[..., pathlib.Path]
 ) -> None:
     inventory = make_inventory(**{SWITCH: True})
-    before = tables(running)
-    predicted, _ = play(PROVISION, *BEGINNING, "--check", inventory=inventory)
-    assert tables(running) == before, predicted
-
     play(PROVISION, *BEGINNING, inventory=inventory)
-    assert play(PROVISION, *ROLES, inventory=inventory)[1] == 0
     instance = running.call("GET", f"{SQL}/mlflow")
     rule, address = (running.call("GET", f"{REGION}/{kind}/{NAME}") for kind in ("forwardingRules", "addresses"))
     assert rule["target"].endswith(instance["pscServiceAttachmentLink"])
@@ -57,10 +52,9 @@ def test_an_endpoint_is_made_left_alone_mended_never_swapped_and_removed(
     assert play(PROVISION, *ROLES, "--check", inventory=inventory)[1] == 0
 
     there = tables(running)
-    for mode in (("--check",), ()):
-        refused, _ = play(PROVISION, "--tags", "gcp_sql", *mode, inventory=make_inventory(**{SWITCH: False}), code=2)
-        assert "settings.ipConfiguration.pscConfig.pscEnabled is true, wanted false" in refused, refused
-        assert "Google cannot change this in place" in refused
+    refused, _ = play(PROVISION, "--tags", "gcp_sql", inventory=make_inventory(**{SWITCH: False}), code=2)
+    assert "settings.ipConfiguration.pscConfig.pscEnabled is true, wanted false" in refused, refused
+    assert "Google cannot change this in place" in refused
     assert tables(running) == there
 
     # The endpoint stands in the network, which goes; the instance does not.

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.provision.conftest import Json, Task, World
-from tests.provision.test_existing import PROJECT, play, tables
+from tests.provision.conftest import Json, Run, Task, World
+from tests.provision.test_existing import PROJECT, tables
+from tests.provision.test_existing import play as played
 from tests.unit.emulator.conftest import Running
 
 COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
@@ -60,7 +61,7 @@ def provision(cloud: Running, make_inventory: Callable[..., pathlib.Path]) -> Pr
 
     def run(roles: str, *arguments: str, code: int = 0, **values: Any) -> tuple[str, int]:
         given = ("--tags", roles, "-e", json.dumps(values), *arguments)
-        return play("playbooks/provision.yml", *given, inventory=inventory, code=code)
+        return played("playbooks/provision.yml", *given, inventory=inventory, code=code)
 
     return run
 
@@ -152,7 +153,7 @@ def test_a_key_goes_to_the_bucket_at_once_and_never_to_what_is_there_without_it(
 
 
 def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
-    cloud: Running, make_inventory: Callable[..., pathlib.Path]
+    cloud: Running, clean_world: World, play: Callable[..., Run], make_inventory: Callable[..., pathlib.Path]
 ) -> None:
     inventory = make_inventory(
         platform_name="sealed",
@@ -162,14 +163,12 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
         gcp_instance_confidential_type="SEV",
     )
     (inventory / "gcp.yml").write_text((inventory / "gcp.yml").read_text().replace("= mlflow", "= sealed"))
-    both = ("playbooks/preflight.yml", "playbooks/provision.yml")
-    before = {name for name in tables(cloud)["resources"] if "sealed" in name}
-    assert before == set()
+    assert not [name for name in tables(cloud)["resources"] if "sealed" in name]
 
-    made, changed = play(*both, inventory=inventory)
-    assert changed, made
-    again, changed = play(both[1], inventory=inventory)
-    assert changed == 0, again
+    made = play(inventory=inventory)
+    assert (made.code, bool(made.changes)) == (0, True), made.errors
+    for task in made.tasks:
+        assert not clean_world.done(task.module, task.arguments, check=True)["changed"], task.role
     instance = cloud.call("GET", DATABASE.replace("/mlflow", "/sealed"))
     assert instance["diskEncryptionConfiguration"]["kmsKeyName"] == KEY
     secret = cloud.call("GET", f"{SECRETS}/sealed-admin-password")
@@ -186,7 +185,7 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
     policy = copy.deepcopy(cloud.server.cloud.state.policies[KEY])
     confirmed = ("-e", f"platform_destroy_project={PROJECT}", "-e", "platform_destroy_database=sealed")
     bucket = ("-e", f"platform_destroy_bucket={PROJECT}-sealed-artifacts")
-    removed, _ = play("playbooks/destroy.yml", *confirmed, *bucket, inventory=inventory)
+    removed, _ = played("playbooks/destroy.yml", *confirmed, *bucket, inventory=inventory)
     left = {name for name, one in tables(cloud)["resources"].items() if one.get("name", "").startswith("sealed")}
     assert left == set(), removed
     assert cloud.call("GET", f"{KMS}/{KEY}")["primary"]["state"] == "ENABLED"
@@ -253,7 +252,7 @@ def test_settings_that_contradict_each_other_are_reported_together(
     make_inventory: Callable[..., pathlib.Path], values: dict[str, Any], expected: list[str]
 ) -> None:
     given = ("-e", json.dumps(values))
-    refused, _ = play("playbooks/preflight.yml", *given, inventory=make_inventory(), code=2)
+    refused, _ = played("playbooks/preflight.yml", *given, inventory=make_inventory(), code=2)
 
     assert [problem for problem in expected if problem not in refused] == []
     assert refused.count('"fix"') == len(expected)

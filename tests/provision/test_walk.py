@@ -240,24 +240,25 @@ def test_every_secret_destroyed_or_relabelled_by_hand_is_foretold_and_mended(wor
 
 def test_every_database_user_changed_by_hand_is_foretold_and_mended_or_refused(world: World, tasks: list[Task]) -> None:
     call, seen = world.running.call, world.visible()
-    for task in of(tasks, "gcp_sql_user"):
-        api = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/{task.arguments['instance']}/users"
-        for user, member in zip(task.arguments["users"], task.result["users"], strict=True):
-            # As the database calls it.
-            name = member["name"]
-            query = f"name={name}&databaseRoles=pg_monitor&revokeExistingRoles=true"
-            world.running.done(call("PUT", f"{api}?{query}", {"name": user["name"]}))
-            result = world.foretold(task.module, task.arguments)
-            moves = "databaseRoles -pg_monitor +cloudsqlsuperuser"
-            assert result["changes"] == [f"update Cloud SQL user {name}: {moves}"]
-            world.running.done(call("DELETE", f"{api}?name={name}"))
-            result = world.foretold(task.module, task.arguments)
-            assert result["users"][0]["action"] == "create"
-            assert world.visible() == seen
-            with world.untouched():
-                other = {**user, "name": name, "type": "BUILT_IN", "password_secret": "mlflow-admin-password"}
-                refused = world.module(task.module, {**task.arguments, "users": [other]})
-            assert "Google cannot change the type" in refused["msg"]
+    (task,) = (task for task in tasks if "sql_users" in task.arguments)
+    arguments = {"project": PROJECT, **task.arguments["sql_users"]}
+    api = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances/{arguments['instance']}/users"
+    for user, member in zip(arguments["users"], task.result["users"], strict=True):
+        # As the database calls it.
+        name = member["name"]
+        query = f"name={name}&databaseRoles=pg_monitor&revokeExistingRoles=true"
+        world.running.done(call("PUT", f"{api}?{query}", {"name": user["name"]}))
+        result = world.foretold("gcp_sql_user", arguments)
+        moves = "databaseRoles -pg_monitor +cloudsqlsuperuser"
+        assert result["changes"] == [f"update Cloud SQL user {name}: {moves}"]
+        world.running.done(call("DELETE", f"{api}?name={name}"))
+        result = world.foretold("gcp_sql_user", arguments)
+        assert result["users"][0]["action"] == "create"
+        assert world.visible() == seen
+        with world.untouched():
+            other = {**user, "name": name, "type": "BUILT_IN", "password_secret": "mlflow-admin-password"}
+            refused = world.module("gcp_sql_user", {**arguments, "users": [other]})
+        assert "Google cannot change the type" in refused["msg"]
 
 
 def test_a_machine_stopped_by_hand_runs_again_and_its_size_is_kept(world: World, tasks: list[Task]) -> None:
