@@ -35,6 +35,11 @@ MANIFEST = "manifest.json"
 ARTIFACTS = "artifacts.ndjson.gz"
 # So that a guess at a secret costs as much as OWASP asks for: a person may have chosen it.
 ITERATIONS = 600_000
+# What MLflow encrypts rows with, and which rows those are.
+ENCRYPTED = {
+    "mlflow.webhook-secret-encryption-key": "the secrets of webhooks",
+    "mlflow.crypto-kek-passphrase": "the providers' keys of the AI gateway",
+}
 UPLOAD_ATTEMPTS = 5
 # How long one export may take.
 TIMEOUT_SECONDS = 7200
@@ -391,11 +396,18 @@ def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
         if then is None or credential in target.changed_secrets:
             continue
         if not hmac.compare_digest(then["pbkdf2_sha256"], one["pbkdf2_sha256"]):
+            may_differ = f"platform_restore_changed_secrets: [{credential}]"
+            rotated = (
+                f"If it was rotated since, say that it may differ by {may_differ}, and MLflow starts with the one of "
+                "now; if nobody rotated it, what it protects could not be read: add the old value as a version"
+            )
+            encrypts = (
+                f"With it {ENCRYPTED.get(credential)} could not be read: add the old value as a version. If that is "
+                f"lost, so are they, and {may_differ} restores everything else"
+            )
             problems.append(
                 f"{credential} is another secret than in the set (version {then['version']} of {then['name']} there, "
-                f"version {one['version']} of {one['name']} here). If it was rotated since, say that it may differ by "
-                f"platform_restore_changed_secrets: [{credential}], and MLflow starts with the one of now; if nobody "
-                "rotated it, what it protects could not be read: add the old value as a version"
+                f"version {one['version']} of {one['name']} here). {encrypts if credential in ENCRYPTED else rotated}"
             )
     if target.confirmed_set not in ("", name):
         problems.append(f"platform_restore_confirmed_set is {target.confirmed_set} and the set is {name}")

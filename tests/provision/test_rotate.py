@@ -47,6 +47,11 @@ def called(world: World, since: int) -> list[str]:
 def test_without_a_choice_the_choices_are_named_and_nothing_is_done(world: World, play: Play) -> None:
     with world.untouched():
         refused = rotate(play)
+        encrypting = rotate(play, "crypto_kek_passphrase", "webhook_secret_encryption_key")
+    assert "not something that this deployment has: crypto_kek_passphrase, webhook_secret_encryption_key" in (
+        encrypting.output
+    )
+    assert encrypting.code != 0
     assert refused.code != 0
     assert "or several with commas in between: admin_password, certificate, flask_secret_key" in refused.output
 

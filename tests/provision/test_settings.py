@@ -114,6 +114,22 @@ def test_a_users_password_is_a_secret_for_the_server_that_goes_when_the_user_is_
     assert provision("gcp_secret", platform_mlflow_users=absent)[1] == 0
 
 
+def test_a_deployment_without_the_keys_gets_them_and_keeps_its_other_secrets(
+    cloud: Running, provision: Provision
+) -> None:
+    keys = [f"{SECRETS}/mlflow-{key}" for key in ("webhook-secret-encryption-key", "crypto-kek-passphrase")]
+    kept = [f"{SECRETS}/mlflow-{key}/versions/latest:access" for key in ("admin-password", "flask-secret-key")]
+    values = [cloud.call("GET", one) for one in kept]
+    for key in keys:
+        cloud.call("DELETE", key)
+    made, changed = provision("gcp_secret")
+    assert changed == 1, made
+    new = [cloud.call("GET", f"{key}/versions/latest:access")["payload"]["data"] for key in keys]
+    assert len({*new, *(one["payload"]["data"] for one in values)}) == 4
+    assert [cloud.call("GET", one) for one in kept] == values
+    assert provision("gcp_secret")[1] == 0
+
+
 def test_a_detached_schedule_is_attached_again_and_goes_when_none_is_wanted(
     cloud: Running, provision: Provision
 ) -> None:

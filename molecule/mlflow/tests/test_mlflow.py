@@ -1,13 +1,21 @@
 import base64
+import hashlib
 import json
 import pathlib
 import time
+import uuid
 
 import pytest
+from cryptography.fernet import Fernet
+from mlflow.exceptions import MlflowException
+from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE, KEKManager, _decrypt_secret, _encrypt_secret, unwrap_dek
 from testinfra.host import Host
 
 PASSWORD = "admin-secret-5c3e"
-SECRETS = (PASSWORD, "flask-secret-91d2", "database-secret-7a")
+PASSPHRASE = "passphrase-secret-e07c"
+WEBHOOK_SECRET = "webhook-secret-44b8"
+FERNET_KEY = base64.urlsafe_b64encode(hashlib.sha256(WEBHOOK_SECRET.encode()).digest()).decode()
+SECRETS = (PASSWORD, "flask-secret-91d2", "database-secret-7a", PASSPHRASE, WEBHOOK_SECRET, FERNET_KEY)
 LIVE = "/run/mlflow/live.sock"
 READY = "/opt/mlflow/bin/mlflow-ready"
 TRACKING_SCHEMA = "SELECT version_num FROM alembic_version"
@@ -97,8 +105,10 @@ def test_secrets_stay_secret(host: Host) -> None:
         journal(host),
     ]
     assert not [secret for secret in SECRETS if any(secret in place for place in places)]
-    # The administrator's password is not even in the server's environment.
-    assert PASSWORD not in host.check_output("cat /proc/$(systemctl show -P MainPID mlflow)/environ | tr '\\0' '\\n'")
+    # The administrator's password is not even in the server's environment, and nobody else reads the others there.
+    environment = "/proc/$(systemctl show -P MainPID mlflow)/environ"
+    assert PASSWORD not in host.check_output(f"cat {environment} | tr '\\0' '\\n'")
+    assert host.run(f"runuser -u nobody -- cat {environment}").rc != 0
 
 
 def test_release_belongs_to_root_and_its_page_is_compressed(host: Host) -> None:
@@ -274,3 +284,68 @@ def test_another_schema_is_refused_and_left_alone(host: Host, revision: str, rem
     assert remedy in journal(host)
     host.check_output("systemctl start mlflow")
     assert host.run(READY).rc == 0
+
+
+def insert_gateway_secret(host: Host, passphrase: str) -> str:
+    """Name of a new secret of the AI gateway, encrypted as an MLflow with another passphrase does."""
+    name, identity, now = f"by-sql-{time.time_ns()}", f"s-{uuid.uuid4().hex}", time.time_ns() // 1_000_000
+    made = _encrypt_secret(json.dumps({"api_key": name}), KEKManager(passphrase), identity, name)
+    value, key = made.encrypted_value.hex(), made.wrapped_dek.hex()
+    sql(
+        host,
+        "INSERT INTO secrets (secret_id, secret_name, encrypted_value, wrapped_dek, kek_version, masked_value,"
+        " created_at, last_updated_at, workspace)"
+        f" VALUES ('{identity}', '{name}', decode('{value}', 'hex'), decode('{key}', 'hex'), 1, '{{}}',"
+        f" {now}, {now}, 'default')",
+    )
+    return name
+
+
+def stored_gateway_secret(host: Host, name: str) -> tuple[str, bytes, bytes]:
+    columns = "secret_id, encode(encrypted_value, 'hex'), encode(wrapped_dek, 'hex')"
+    identity, value, key = sql(host, f"SELECT {columns} FROM secrets WHERE secret_name = '{name}'").split("|")
+    return identity, bytes.fromhex(value), bytes.fromhex(key)
+
+
+def test_what_mlflow_encrypts_is_read_after_a_restart_and_by_our_keys_alone(host: Host) -> None:
+    events = [{"entity": "REGISTERED_MODEL", "action": "CREATED"}]
+    webhook = {"name": "kept", "url": "https://8.8.8.8/x", "events": events, "secret": "signs-7", "status": "DISABLED"}
+    status, made = call(host, "/api/2.0/mlflow/webhooks", webhook)
+    assert status == 200, made
+    of_before = Fernet(Fernet.generate_key()).encrypt(b"of a process that is gone").decode()
+    lost = uuid.uuid4()
+    sql(
+        host,
+        "INSERT INTO webhooks (webhook_id, name, url, status, secret, workspace)"
+        f" VALUES ('{lost}', 'lost', 'https://8.8.8.8/x', 'DISABLED', '{of_before}', 'default')",
+    )
+    name = f"by-api-{time.time_ns()}"
+    provider = {"secret_name": name, "secret_value": {"api_key": name}, "provider": "openai"}
+    status, answer = call(host, "/api/3.0/mlflow/gateway/secrets/create", provider)
+    assert status == 200, answer
+    public, foreign = insert_gateway_secret(host, DEFAULT_KEK_PASSPHRASE), insert_gateway_secret(host, "of another one")
+    as_it_was = stored_gateway_secret(host, foreign)
+
+    host.check_output("systemctl restart mlflow")
+    assert host.run(READY).rc == 0
+
+    # By more than one worker.
+    path = f"/api/2.0/mlflow/webhooks/{made['webhook']['webhook_id']}"
+    assert {call(host, path)[0] for _ in range(10)} == {200}
+    stored = sql(host, "SELECT secret FROM webhooks WHERE name = 'kept' ORDER BY creation_timestamp DESC LIMIT 1")
+    assert Fernet(FERNET_KEY).decrypt(stored.encode()) == b"signs-7"
+    ours = KEKManager(PASSPHRASE)
+    for known in (name, public):
+        identity, value, key = stored_gateway_secret(host, known)
+        assert _decrypt_secret(value, key, ours, identity, known) == {"api_key": known}
+        with pytest.raises(MlflowException):
+            unwrap_dek(key, KEKManager(DEFAULT_KEK_PASSPHRASE).get_kek())
+    config = "/ajax-api/3.0/mlflow/gateway/secrets/config"
+    assert call(host, config)[1]["using_default_passphrase"] is False
+    # What nobody opens is named, and left for the one who has the key.
+    assert stored_gateway_secret(host, foreign) == as_it_was
+    for credential, what in (("crypto-kek-passphrase", foreign), ("webhook-secret-encryption-key", lost)):
+        assert f"mlflow.{credential} does not decrypt the secrets of" in journal(host)
+        assert str(what) in journal(host)
+    assert not [one for one in (*SECRETS, "signs-7") if one in journal(host)]
+    sql(host, f"DELETE FROM secrets WHERE secret_name = '{foreign}'; DELETE FROM webhooks WHERE webhook_id = '{lost}'")

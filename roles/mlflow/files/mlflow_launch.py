@@ -1,15 +1,17 @@
 """Starts the MLflow server for systemd, and reads or migrates the schemas of its two databases.
 
-`serve` checks both schemas, applies the admin password, then serves; `schema` says as JSON what is there and what this
-release needs, `count` how many rows each table has; `migrate` makes the one schema the other. Run by the Python of the
-release.
+`serve` checks both schemas, applies the admin password and MLflow's keys, then serves; `schema` says as JSON what is
+there and what this release needs, `count` how many rows each table has; `migrate` makes the one schema the other. Run
+by the Python of the release.
 
 The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_WORKERS and MLflow's other settings,
 `$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting again cannot help.
 """
 
 import argparse
+import base64
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -25,12 +27,24 @@ import mlflow.server
 import sqlalchemy
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from cryptography.fernet import Fernet, InvalidToken
+from mlflow.exceptions import MlflowException
 from mlflow.server import auth
 from mlflow.server.auth.db.utils import _get_alembic_config as auth_alembic_config
 from mlflow.store.db.utils import _get_alembic_config as tracking_alembic_config
+from mlflow.store.model_registry.dbmodels.models import SqlWebhook
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+from mlflow.store.tracking.dbmodels.models import SqlGatewaySecret
+from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE, KEKManager, rotate_secret_encryption, unwrap_dek
 
 EX_CONFIG = 78
+# What the server cannot do without, and under which names MLflow looks for it.
+SECRETS = {
+    "admin-password": None,
+    "flask-secret-key": "MLFLOW_FLASK_SERVER_SECRET_KEY",
+    "webhook-secret-encryption-key": "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
+    "crypto-kek-passphrase": "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+}
 # There from before the first table of a schema until after its last migration, so nobody's data is beside it.
 UNFINISHED = sqlalchemy.Table(
     "mlflow_schema_unfinished", sqlalchemy.MetaData(), sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True)
@@ -187,6 +201,74 @@ def ensure_admin(username: str, password: str) -> None:
         print(f"Applied the password of the credential mlflow.admin-password to the user {username}.", flush=True)
 
 
+def fernet_key(secret: str) -> str:
+    """The Fernet key that a secret stands for: 32 bytes in url-safe base64, whatever the secret's own letters are."""
+    return base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()).decode()
+
+
+def take_from_public_passphrase(connection: sqlalchemy.Connection, passphrase: str) -> list[str]:
+    """Encrypts with ours the AI gateway's secrets that MLflow encrypted without; returns names that neither decrypts.
+
+    MLflow itself tries one passphrase only.
+    """
+    table = SqlGatewaySecret.__table__
+    rows = connection.execute(sqlalchemy.select(table)).all()
+    if not rows:
+        return []
+    ours, public = KEKManager(passphrase), KEKManager(DEFAULT_KEK_PASSPHRASE)
+    taken, unreadable = [], []
+    for row in rows:
+        try:
+            unwrap_dek(row.wrapped_dek, ours.get_kek())
+            continue
+        except MlflowException:
+            pass
+        try:
+            rotated = rotate_secret_encryption(row.encrypted_value, row.wrapped_dek, public, ours)
+        except MlflowException:
+            unreadable.append(row.secret_name)
+            continue
+        # Unless a server beside this one has written it since.
+        unchanged = (table.c.secret_id == row.secret_id) & (table.c.wrapped_dek == row.wrapped_dek)
+        connection.execute(sqlalchemy.update(table).where(unchanged).values(wrapped_dek=rotated.wrapped_dek))
+        taken.append(row.secret_name)
+    if taken:
+        print(f"mlflow.crypto-kek-passphrase, no more the public one, encrypts {', '.join(taken)}.", flush=True)
+    return unreadable
+
+
+def find_unreadable_webhooks(connection: sqlalchemy.Connection, key: str) -> list[str]:
+    """Identities of the webhooks whose secret the key does not decrypt."""
+    table = SqlWebhook.__table__
+    # As it is stored: MLflow's own type would decrypt it.
+    secret = sqlalchemy.type_coerce(table.c.secret, sqlalchemy.String).label("secret")
+    wanted = table.c.secret.is_not(None) & table.c.deleted_timestamp.is_(None)
+    unreadable = []
+    for row in connection.execute(sqlalchemy.select(table.c.webhook_id, secret).where(wanted)):
+        try:
+            Fernet(key).decrypt(row.secret)
+        except InvalidToken:
+            unreadable.append(row.webhook_id)
+    return unreadable
+
+
+def ensure_readable(schema: Schema, passphrase: str, key: str) -> None:
+    """Encrypts anew what is encrypted with a passphrase that everybody knows, and names what cannot be decrypted."""
+    engine = sqlalchemy.create_engine(schema.uri, poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        found = {
+            "mlflow.crypto-kek-passphrase": take_from_public_passphrase(connection, passphrase),
+            "mlflow.webhook-secret-encryption-key": find_unreadable_webhooks(connection, key),
+        }
+    for name, unreadable in found.items():
+        if unreadable:
+            print(
+                f"{name} does not decrypt the secrets of {', '.join(unreadable)}: they are left as they are. "
+                "docs/rotation.md says what to do.",
+                file=sys.stderr,
+            )
+
+
 def give_database_password(password: str) -> None:
     """Puts the password where the drivers look: PostgreSQL's in a variable, PyMySQL in the file its URI names."""
     os.environ["PGPASSWORD"] = password
@@ -220,14 +302,18 @@ def tell_systemd_while_alive(path: pathlib.Path) -> None:
 
 def serve(schemas: list[Schema]) -> None:
     """Runs `mlflow server` in this process, on a Unix socket in the generation's own directory."""
-    secret_key, password = credential("flask-secret-key"), credential("admin-password")
-    if not secret_key or not password:
-        print("Refusing to start: mlflow.flask-secret-key or mlflow.admin-password is empty.", file=sys.stderr)
+    secrets = {name: credential(name) or "" for name in SECRETS}
+    if missing := [f"mlflow.{name}" for name, value in secrets.items() if not value]:
+        print(f"Refusing to start: {', '.join(missing)}: empty, or not loaded by the unit.", file=sys.stderr)
         sys.exit(EX_CONFIG)
-    os.environ["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secret_key
+    passphrase = secrets["crypto-kek-passphrase"]
+    secrets["webhook-secret-encryption-key"] = fernet_key(secrets["webhook-secret-encryption-key"])
+    os.environ |= {variable: secrets[name] for name, variable in SECRETS.items() if variable}
     for schema in schemas:
         ensure_schema(schema)
-    ensure_admin(str(auth.auth_config.admin_username), password)
+    ensure_admin(str(auth.auth_config.admin_username), secrets["admin-password"])
+    # Last, since a server beside this one that knows no passphrase reads the gateway's secrets until then.
+    ensure_readable(schemas[0], passphrase, secrets["webhook-secret-encryption-key"])
 
     path = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
     path.unlink(missing_ok=True)

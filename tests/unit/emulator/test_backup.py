@@ -190,6 +190,16 @@ def test_another_secret_is_refused_unless_it_is_meant(cloud: Any) -> None:
 
 
 @pytest.mark.usefixtures("prepared")
+def test_what_another_key_would_lose_is_said(cloud: Any) -> None:
+    passphrase = {"mlflow.crypto-kek-passphrase": "flask"}
+    take(secrets=passphrase)
+    add_secret(cloud, "the new value")
+    (found,) = problems(dataclasses.replace(TARGET, secrets=passphrase))
+    assert "the providers' keys of the AI gateway could not be read: add the old value as a version" in found
+    assert problems(dataclasses.replace(TARGET, secrets=passphrase, changed_secrets=[*passphrase])) == []
+
+
+@pytest.mark.usefixtures("prepared")
 def test_rows_are_compared_by_table() -> None:
     take()
     rows = {"tracking.sql.gz": {**ROWS, "runs": 1, "new": 5}}
