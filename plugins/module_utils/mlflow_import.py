@@ -115,9 +115,21 @@ def problems(
     elif artifact_dir and not Path(artifact_dir).expanduser().is_dir():
         fix = "name the folder that has a folder for each experiment's id, often mlruns or mlartifacts"
         found.append(Problem("platform_import_artifact_dir", repr(artifact_dir), "not a folder on this machine", fix))
-    folder = Path(report_path).expanduser().absolute().parent
+    folder = Path(report_path).expanduser().parent
     if not folder.is_dir():
         found.append(Problem("platform_import_report_path", repr(report_path), f"{folder} is not a folder", "make it"))
+    paths = {
+        at: str(sqlite_path(source)) if scheme == "sqlite" else source if source and not scheme else "",
+        "platform_import_artifact_dir": artifact_dir,
+        "platform_import_report_path": report_path,
+    }
+    for variable, path in paths.items():
+        if path and not Path(path).expanduser().is_absolute():
+            # What was looked for in another folder is no news.
+            found = [one for one in found if one.variable != variable]
+            wrong = "it begins nowhere, since Ansible works in the playbook's folder"
+            fix = f"write the whole path, such as {'sqlite:///' if source.endswith(f':///{path}') else ''}$PWD/{path}"
+            found.append(Problem(variable, repr(path), wrong, fix))
     username, password, token = (environment.get(name, "") for name in LOGIN)
     if bool(username) != bool(password):
         lacking = LOGIN[0] if password else LOGIN[1]
@@ -150,7 +162,7 @@ def _of_sqlite(source: str) -> Iterator[Problem]:
         return
     try:
         # Read only: MLflow itself makes tables in a file that has none, and migrates one that lacks some.
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             revision = database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
     except (sqlite3.Error, TypeError) as error:
         yield Problem(
@@ -177,12 +189,12 @@ def _of_folder(source: str) -> Iterator[Problem]:
 
 def sqlite_path(source: str) -> Path:
     """Return the file that a URI of SQLAlchemy's names: https://docs.sqlalchemy.org/en/20/dialects/sqlite.html."""
-    return Path(source.removeprefix("sqlite:///")).expanduser().absolute()
+    return Path(source.removeprefix("sqlite:///")).expanduser()
 
 
 def folder_path(source: str) -> Path:
     """Return the folder of a source without a scheme."""
-    return Path(source).expanduser().absolute()
+    return Path(source).expanduser()
 
 
 # The two sides.
@@ -271,7 +283,7 @@ class Source(Site):
     def __init__(self, source: str, artifact_dir: str = "", login: Login | None = None) -> None:
         self.folder: Path | None = None
         # Where artifacts are looked for before the place that their run recorded, which may be another machine's.
-        self.artifact_dir = Path(artifact_dir).expanduser().absolute() if artifact_dir else None
+        self.artifact_dir = Path(artifact_dir).expanduser() if artifact_dir else None
         scheme = urlsplit(source).scheme
         if scheme == "sqlite":
             uri = f"sqlite:///{sqlite_path(source)}"

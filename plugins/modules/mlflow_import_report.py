@@ -22,7 +22,7 @@ options:
     elements: dict
     required: true
   path:
-    description: The file; a relative path begins where Ansible was started.
+    description: The file.
     type: str
     required: true
   source:
@@ -101,7 +101,7 @@ def main() -> None:
     )
     if MISSING:
         module.fail_json(msg=missing_required_lib("mlflow"), exception=MISSING)
-    options, path = module.params, Path(module.params["path"]).expanduser().absolute()
+    options, path = module.params, Path(module.params["path"]).expanduser()
     report = mlflow_import.summary(options["survey"], options["outcomes"], foretold=module.check_mode)
     text = report.pop("text")
     if not module.check_mode:

@@ -402,10 +402,24 @@ def test_what_the_deployment_has_of_its_own_stays(folder: str, make_target: Call
     ],
 )
 def test_a_source_that_cannot_be_is_refused(source: str, problem: str) -> None:
-    (found,) = mlflow_import.problems(source, "", "report.json", "https://mlflow.example.com", {})
+    (found,) = mlflow_import.problems(source, "", "/report.json", "https://mlflow.example.com", {})
     assert problem in found.problem
     assert found.variable == "platform_import_source"
     assert "secret" not in repr(found)
+
+
+def test_a_path_that_begins_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns" / "1").mkdir(parents=True)
+    (tmp_path / "mlruns" / "1" / "meta.yaml").touch()
+    found = mlflow_import.problems("mlruns", "mlruns", "report.json", "https://mlflow.example.com", {})
+    assert [(one.variable, one.fix) for one in found] == [
+        ("platform_import_source", "write the whole path, such as $PWD/mlruns"),
+        ("platform_import_artifact_dir", "write the whole path, such as $PWD/mlruns"),
+        ("platform_import_report_path", "write the whole path, such as $PWD/report.json"),
+    ]
+    (found_file,) = mlflow_import.problems("sqlite:///m.db", "", "/report.json", "https://mlflow.example.com", {})
+    assert found_file.fix == "write the whole path, such as sqlite:///$PWD/m.db"
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, empty_database: Path) -> None:
@@ -419,7 +433,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, empty_database: Path)
         "MLFLOW_IMPORT_TOKEN",
     ]
     assert "secret" not in repr(found)
-    assert mlflow_import.problems(f"sqlite:///{empty_database}", "", "r.json", "https://mlflow.example.com", {}) == []
+    assert mlflow_import.problems(f"sqlite:///{empty_database}", "", "/r.json", "https://mlflow.example.com", {}) == []
 
 
 def test_a_database_of_another_version_is_refused_and_not_touched(tmp_path: Path, empty_database: Path) -> None:
@@ -428,7 +442,7 @@ def test_a_database_of_another_version_is_refused_and_not_touched(tmp_path: Path
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = 'older'")
     before = path.read_bytes()
-    (found,) = mlflow_import.problems(f"sqlite:///{path}", "", "r.json", "https://mlflow.example.com", {})
+    (found,) = mlflow_import.problems(f"sqlite:///{path}", "", "/r.json", "https://mlflow.example.com", {})
     assert "its schema is older" in found.problem
     assert "db upgrade" in found.fix
     assert path.read_bytes() == before
