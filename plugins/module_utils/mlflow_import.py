@@ -8,6 +8,7 @@ that says whether it is all there: whatever ends a run of this, the next one goe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -62,6 +63,8 @@ RUNS_A_BATCH = 50
 MODELS_A_BATCH = 20
 # Of a page of the source; a run of a page comes with its parameters, latest metrics and tags.
 PAGE = 500
+# Of what is only counted.
+MANY = 1000
 # What MLflow takes in one call: https://mlflow.org/docs/latest/api_reference/rest-api.html#log-batch
 BATCH = {Metric: 1000, Param: 100, RunTag: 100}
 
@@ -454,14 +457,14 @@ def _survey_others(source: Source, experiment_ids: list[str], result: Json) -> N
     }
     for kind, search in searches.items():
         try:
-            number = sum(1 for _one in source.listed(search))
+            number = sum(1 for _one in itertools.islice(source.listed(search), MANY))
         except MlflowException as error:
             # A folder has no datasets, and an old server may answer this with anything.
             if not is_refusal(error) and "not supported" not in str(error).lower():
                 result["left_out"].append(f"{kind}, which could not be counted: {reason(error)}")
             continue
         if number:
-            result["left_out"].append(f"{number} {kind}")
+            result["left_out"].append(f"{number} {'or more ' if number == MANY else ''}{kind}")
 
 
 def _is_done(run: Run) -> bool:
@@ -505,6 +508,8 @@ class Importer:
         self.notes: list[str] = []
         self._experiments: dict[str, str] = {}
         self._model_ids: dict[str, str] = {}
+        # Where no artifacts can be yet.
+        self._new: set[str] = set()
         # A registry in a file of this machine finds logged models by this alone.
         with target.login.in_use():
             mlflow.set_tracking_uri(target.uri)
@@ -569,9 +574,11 @@ class Importer:
             # Without a parent in the source the tag leads nowhere there as well.
             tags[PARENT] = self._run(parent).info.run_id if parent else parent_id
         tags |= {SOURCE_RUN: source_id, COMPLETE: "false"}
-        return self.target.ask(
+        made = self.target.ask(
             lambda client: client.create_run(experiment_id, there.info.start_time, tags, there.info.run_name)
         )
+        self._new.add(made.info.artifact_uri)
+        return made
 
     def _source_run(self, run_id: str) -> Run | None:
         """Return a run of the source, None where it is deleted or gone."""
@@ -593,9 +600,7 @@ class Importer:
         skipped = {key for key in there.data.tags if key.startswith(OWN)} | {PARENT}
         tags = {key: value for key, value in there.data.tags.items() if key not in skipped}
         self._log(run_id, title, [RunTag(*one) for one in tags.items() - here.data.tags.items()])
-        for key in there.data.metrics:
-            with self._reporting(f"metric {key} of {title}"):
-                self._log(run_id, title, self._metrics_to_bring(source_id, here, key))
+        self._bring_metrics(there, here)
         with self._reporting(f"datasets of {title}"):
             self._bring_datasets(there, here)
         with self._reporting(f"logged models of {title}"):
@@ -644,6 +649,20 @@ class Importer:
         else:
             self.imported.update(metrics=len(metrics), params=len(params), tags=len(tags))
 
+    def _bring_metrics(self, there: Run, here: Run) -> None:
+        """Bring every value of every metric, those of several metrics in one call."""
+        run_id, title = here.info.run_id, f"run {there.info.run_id}"
+        waiting: list[Metric] = []
+        for key in there.data.metrics:
+            with self._reporting(f"metric {key} of {title}"):
+                waiting += self._metrics_to_bring(there.info.run_id, here, key)
+            if len(waiting) >= BATCH[Metric]:
+                with self._reporting(f"metrics of {title}, {key} and those before"):
+                    self._log(run_id, title, waiting)
+                waiting = []
+        with self._reporting(f"the last metrics of {title}"):
+            self._log(run_id, title, waiting)
+
     def _metrics_to_bring(self, source_id: str, here: Run, key: str) -> list[Metric]:
         """Return a metric's whole history but what is here already; one metric at a time, for the sake of memory."""
         history = self.source.ask(lambda client: client.get_metric_history(source_id, key))
@@ -681,7 +700,7 @@ class Importer:
         self, title: str, place: str, target_uri: str, upload: Callable[[mlflow.MlflowClient, str, str | None], None]
     ) -> None:
         """Bring what lies in a place, one file at a time, and look afterwards whether it is there."""
-        known = dict(self.target.files(target_uri))
+        known = {} if target_uri in self._new else dict(self.target.files(target_uri))
         sent: dict[str, int | None] = {}
         for path, size in self._source_files(title, place):
             if path in known and size is not None and known[path] == size:

@@ -331,13 +331,17 @@ def test_artifacts_that_lie_elsewhere_are_asked_for_and_found_in_the_folder_that
     database: str, tmp_path: Path, make_target: Callable[..., Site]
 ) -> None:
     target = make_target()
-    recorded = tmp_path / "source" / "artifacts"
+    client, recorded = Source(database).client, tmp_path / "source" / "artifacts"
+    client.register_prompt("greeting", "hello")
+    client.delete_run(client.create_run("0").info.run_id)
     recorded.rename(tmp_path / "moved")
     with pytest.raises(ImportStopped, match=f"recorded in {recorded}, which is not on this machine"):
         bring(database, target)
     report = bring(database, target, artifact_dir=str(tmp_path / "moved"))
     assert report["missing"] == []
     assert report["imported"]["artifacts"] == 3
+    assert report["left_out"] == ["1 prompts", "1 deleted runs"]
+    assert [one.name for one in target.client.search_registered_models()] == ["iris (ü)"]
 
 
 def test_a_server_gives_and_takes_the_same(
