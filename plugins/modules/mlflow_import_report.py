@@ -23,7 +23,7 @@ options:
     required: true
   path:
     description: The file.
-    type: str
+    type: path
     required: true
   source:
     description: What was imported from.
@@ -93,7 +93,7 @@ def main() -> None:
         argument_spec={
             "survey": {"type": "dict", "required": True},
             "outcomes": {"type": "list", "elements": "dict", "required": True},
-            "path": {"type": "str", "required": True},
+            "path": {"type": "path", "required": True},
             "source": {"type": "str", "required": True},
             "url": {"type": "str", "required": True},
         },
@@ -101,7 +101,7 @@ def main() -> None:
     )
     if MISSING:
         module.fail_json(msg=missing_required_lib("mlflow"), exception=MISSING)
-    options, path = module.params, Path(module.params["path"]).expanduser()
+    options, path = module.params, Path(module.params["path"])
     report = mlflow_import.summary(options["survey"], options["outcomes"], foretold=module.check_mode)
     text = report.pop("text")
     if not module.check_mode:
