@@ -249,6 +249,11 @@ class Site:
         try:
             self.ask(lambda client: client.search_experiments(max_results=1))
         except Exception as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() == 401:
+                names = f"{LOGIN[0]} and {LOGIN[1]}, or {LOGIN[2]}"
+                raise ImportStopped(
+                    f"{self.name} refuses the login; a source's is {names}, in the environment: {reason(error)}"
+                ) from error
             raise ImportStopped(f"{self.name} does not answer: {reason(error)}") from error
 
     def pages(self, question: Callable[[mlflow.MlflowClient, str | None], Sequence[Answer]]) -> Iterator[Answer]:
@@ -296,6 +301,10 @@ class Source(Site):
             self.folder = folder_path(source)
             self.artifact_dir = self.artifact_dir or self.folder
             uri = self.folder.as_uri()
+        local = sqlite_path(source) if scheme == "sqlite" else self.folder
+        if local and not local.exists():
+            # MLflow would make it.
+            raise FileNotFoundError(f"{local} is not there")
         super().__init__("the source", uri, login or Login())
 
     def place(self, recorded: str, experiment_id: str, *parts: str) -> str:

@@ -29,6 +29,7 @@ from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, LoggedModelOutput, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
 
 NAME = 'größe & "100%" / #1'
 
@@ -477,6 +478,17 @@ def test_no_login_gets_to_the_other_side(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "ours" not in repr(target.login)
     folder, _target = mlflow_import.sides({**options, "source": str(tmp_path)}, "ours", environment)
     assert folder.ask(login) == [None, None, None]
+
+
+def test_a_refused_login_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source("https://there.example.com")
+
+    def refuse(**_options: object) -> None:
+        raise MlflowException("not authenticated", error_code=UNAUTHENTICATED)
+
+    monkeypatch.setattr(source.client, "search_experiments", refuse)
+    with pytest.raises(ImportStopped, match="the source refuses the login; a source's is MLFLOW_IMPORT_USERNAME and"):
+        source.see_that_it_answers()
 
 
 def test_a_source_that_stops_answering_ends_the_batch_and_is_named(

@@ -82,6 +82,13 @@ def test_a_batch_that_cannot_begin_is_in_the_outcome_so_that_the_report_is_still
     ]
 
 
+def test_a_source_that_is_gone_is_not_made(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in (str(tmp_path / "mlruns"), f"sqlite:///{tmp_path}/mlflow.db"):
+        result = run_module(mlflow_import, capsys, **SERVER, source=source, batch=BATCH)
+        assert "is not there" in result["outcome"]["missing"][0]["why"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_report_says_what_came_over_and_what_did_not_and_is_a_file(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
