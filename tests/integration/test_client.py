@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import subprocess
@@ -14,6 +15,23 @@ import requests
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUCKET = "demo-project-mlflow-artifacts"
+
+
+# A process of its own: MLflow's client keeps what it was last pointed at.
+FILL = """
+import mlflow, sys
+mlflow.set_tracking_uri(sys.argv[1])
+client = mlflow.MlflowClient()
+experiment = client.create_experiment("imported")
+run = client.create_run(experiment, start_time=1000, run_name="old")
+for step in range(3):
+    client.log_metric(run.info.run_id, "loss", 1 / (step + 1), 1000 + step, step)
+client.log_text(run.info.run_id, "content", "plots/ä b.txt")
+client.set_terminated(run.info.run_id, "FAILED", 9000)
+client.create_registered_model("imported")
+client.create_model_version("imported", run.info.artifact_uri + "/plots", run.info.run_id)
+client.set_registered_model_alias("imported", "champion", "1")
+"""
 
 
 def on_server(deployment: Any, *command: str) -> str:
@@ -87,6 +105,51 @@ def test_verify_in_check_mode_asks_nothing_of_the_server(deployment: Any, play: 
         on_server(deployment, "systemctl", "start", "nginx")
     assert run.code == 0, run.output
     assert run.changed == 0
+
+
+def test_a_folder_is_imported_once(
+    deployment: Any, play: Callable[..., Any], tracking: Callable[..., requests.Response], tmp_path: pathlib.Path
+) -> None:
+    folder, report = tmp_path / "mlruns", tmp_path / "report.json"
+    subprocess.run(
+        [sys.executable, "-c", FILL, folder.as_uri()],
+        env={**deployment.environment, "MLFLOW_ALLOW_FILE_STORE": "true"},
+        check=True,
+        timeout=120,
+    )
+    importing = (
+        "playbooks/import.yml",
+        *("-e", f"platform_import_source={folder}", "-e", f"platform_import_report_path={report}"),
+    )
+    check = play(*importing, "--check")
+    assert check.code == 0, check.output
+    assert "Would come over: 1 experiments, 1 runs, 1 registered models, 1 model versions." in check.output
+    assert not report.exists()
+    assert tracking("GET", "experiments/get-by-name", params={"experiment_name": "imported"}).status_code == 404
+
+    first = play(*importing, "-vvv")
+    assert first.code == 0, first.output
+    assert deployment.admin_password not in first.output
+    assert json.loads(report.read_text())["missing"] == []
+    again = play(*importing)
+    assert (again.code, again.changed) == (0, 0), again.output
+
+    found = tracking("GET", "experiments/get-by-name", params={"experiment_name": "imported"}).json()["experiment"]
+    (run,) = tracking("POST", "runs/search", json={"experiment_ids": [found["experiment_id"]]}).json()["runs"]
+    assert (run["info"]["status"], run["info"]["start_time"], run["info"]["end_time"]) == ("FAILED", 1000, 9000)
+    values = {"run_id": run["info"]["run_id"], "metric_key": "loss"}
+    metrics = tracking("GET", "metrics/get-history", params=values).json()["metrics"]
+    assert [(one["step"], one["timestamp"], one["value"]) for one in metrics] == [
+        (step, 1000 + step, 1 / (step + 1)) for step in range(3)
+    ]
+    place = {"run_id": run["info"]["run_id"], "path": "plots"}
+    assert tracking("GET", "artifacts/list", params=place).json()["files"] == [
+        {"path": "plots/ä b.txt", "is_dir": False, "file_size": 7}
+    ]
+    alias = tracking("GET", "registered-models/alias", params={"name": "imported", "alias": "champion"})
+    assert alias.json()["model_version"]["run_id"] == run["info"]["run_id"]
+    tracking("DELETE", "registered-models/delete", json={"name": "imported"}).raise_for_status()
+    tracking("POST", "experiments/delete", json={"experiment_id": found["experiment_id"]}).raise_for_status()
 
 
 @pytest.fixture
