@@ -137,7 +137,7 @@ scenario-%:
 # The clients of an upgrade work for a quarter of an hour: on one system here, on both by `molecule test -s upgrade`.
 OPTIONS_upgrade := --platform-name upgrade-debian-13
 
-logged-%: | .venv/installed # One target; its log is printed when it fails.
+logged-%: # One target; its log is printed when it fails.
 	@mkdir -p build/logs
 	@echo "==> $* (build/logs/$*.log)"
 	@begun=$$(date +%s); $(MAKE) --no-print-directory $* >build/logs/$*.log 2>&1 \
@@ -145,7 +145,7 @@ logged-%: | .venv/installed # One target; its log is printed when it fails.
 		echo "==> $* passed in $$(($$(date +%s) - begun)) s"
 
 .PHONY: browser
-browser: | images # apt serves one at a time. What the browser test needs; certutil makes the browser trust the emulated certificate authority.
+browser: # What the browser test needs; certutil makes the browser trust the emulated certificate authority.
 	@{ command -v chromium && command -v certutil; } >/dev/null || { \
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "The browser test needs chromium and certutil: install them"; exit 1; }; \
 		echo "==> Installing Chromium"; apt-get update -qq && \
@@ -165,11 +165,13 @@ faults: images ## What fails while a client writes, and for how long: docs/fault
 empty: images # For CI: whoever runs `make test` beside a demo keeps the demo.
 	@$(BIN)/python -m emulator down
 
-# Longest first, so that those that run side by side end together; lint, while the images are made.
+# Longest first, so that those that run side by side end together.
 FIRST := images
-TESTS := lint integration scenario-upgrade unit $(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) sanity
-$(addprefix logged-,$(filter integration scenario-%,$(TESTS))): | $(FIRST) wheels browser
+TESTS := integration scenario-upgrade unit $(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) sanity
 
 .PHONY: test
-test: ## Everything CI runs, from nothing
-	@$(SIDE_BY_SIDE) $(addprefix logged-,$(TESTS))
+test: .venv/installed ## Everything CI runs, from nothing
+	@# Lint needs no image, and making those needs no whole processor.
+	@$(MAKE) --no-print-directory logged-lint & lint=$$!; failed=0; \
+		$(MAKE) --no-print-directory $(FIRST) wheels browser && $(SIDE_BY_SIDE) $(addprefix logged-,$(TESTS)) || failed=1; \
+		wait $$lint && exit $$failed
