@@ -6,6 +6,7 @@ Checked, interrupted, finished, used, and taken away again without a trace.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import pathlib
 import secrets
@@ -376,7 +377,8 @@ def interrupted(
             assert running.poll() is None, "it ended by itself"
         finally:
             # Also where the condition fails: else its end is waited for.
-            os.killpg(running.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
     assert condition(), "waited in vain"
 
 
