@@ -30,7 +30,7 @@ class Operations:
         self.longest_wait_seconds = longest_wait_seconds
         self._state = state
         self._seconds = seconds
-        self._released = threading.Event()
+        self.released = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=8, thread_name_prefix="operation")
         for record in state.operations.values():
             if not record["done"]:
@@ -44,8 +44,8 @@ class Operations:
         self._pool.shutdown()
 
     def release(self) -> None:
-        """Lets the operations that hang by a fault go on."""
-        released, self._released = self._released, threading.Event()
+        """Lets the operations that hang by a fault go on, and those that a fault taken before now will befall."""
+        released, self.released = self.released, threading.Event()
         released.set()
 
     def busy(self, target: str) -> bool:
@@ -92,7 +92,7 @@ class Operations:
         with self._state.lock:
             self._state.operations[path] = record
         shown = dict(body)
-        self._pool.submit(self._run, record, work, finish, undo, fault or {}, self._released)
+        self._pool.submit(self._run, record, work, finish, undo, fault or {})
         return shown
 
     def _run(
@@ -102,11 +102,10 @@ class Operations:
         finish: Work,
         undo: Work,
         fault: dict[str, Any],
-        released: threading.Event,
     ) -> None:
         code, message = "", ""
-        if fault.get("operation_hangs"):
-            released.wait()
+        if hangs_until := fault.get("operation_hangs"):
+            hangs_until.wait()
         time.sleep(fault.get("delay_seconds", self._seconds))
         try:
             if fault.get("operation_error"):

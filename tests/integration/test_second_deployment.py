@@ -370,10 +370,13 @@ def interrupted(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as running:
-        while not condition() and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert running.poll() is None, "it ended by itself"
-        os.killpg(running.pid, signal.SIGKILL)
+        try:
+            while not condition() and running.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert running.poll() is None, "it ended by itself"
+        finally:
+            # Also where the condition fails: else its end is waited for.
+            os.killpg(running.pid, signal.SIGKILL)
     assert condition(), "waited in vain"
 
 

@@ -86,6 +86,23 @@ def test_an_operation_hangs_until_the_faults_are_deleted(cloud: Any, direct: Any
     assert "error" not in cloud.done(operation)
 
 
+def test_an_operation_whose_fault_is_deleted_before_it_has_begun_does_not_hang(
+    cloud: Any, direct: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = cloud.server.cloud.operations
+    begin = operations.start
+
+    def begin_late(*arguments: Any, **options: Any) -> Any:
+        cloud.server.clear_faults()
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(operations, "start", begin_late)
+    fault = {"method": "compute.networks.insert", "operation_hangs": True}
+    assert direct.post(f"{cloud.admin}/faults", json=fault).ok
+    operation = cloud.call("POST", NETWORKS, {"name": "mlflow", "autoCreateSubnetworks": False})
+    assert cloud.call("POST", f"{operation['selfLink']}/wait")["status"] == "DONE"
+
+
 def test_what_was_made_may_be_seen_late(cloud: Any, direct: Any) -> None:
     fault = {"method": "compute.networks.get", "after": "compute.networks.insert", "status": 404, "times": 2}
     assert direct.post(f"{cloud.admin}/faults", json=fault).ok
