@@ -27,7 +27,7 @@ ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 UPLOAD_BYTES, SLOW_UPLOAD_BYTES = 20 << 20, 200 << 20
 SLOW_SECONDS = 35
 # People think; and what they leave of the machine runs Ansible and a second server.
-PAUSE_SECONDS, PAUSE_BETWEEN_FILES_SECONDS = 0.5, 4
+PAUSE_SECONDS, PAUSE_BETWEEN_FILES_SECONDS = 0.8, 10
 
 
 class RequestError(Exception):

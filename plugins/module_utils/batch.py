@@ -7,6 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import normalise_link
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.reference import among, problems, referred, resolved
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Plan, Resource, Wanted, resource_of
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
@@ -26,6 +27,7 @@ class Batch:
         self.cloud = cloud
         self.resources = resources
         self.by_alias = {alias: resource for resource in resources for alias in resource.aliases}
+        self.by_name = {resource.name: resource for resource in resources}
         self.state: dict[Resource, Json | None] = {}
         self.failures: dict[Resource, str] = {}
         self.outcomes: dict[Resource, Outcome] = {}
@@ -66,10 +68,11 @@ class Batch:
                 needs[resource].add(service)
             elif service:
                 needs[service].add(resource)
-            referred = {*resource.references(resource.body), *resource.parent_links}
-            for other in self._members(referred, resource):
+            links = {*resource.references(resource.body), *resource.parent_links}
+            for other in self._members(links, resource):
                 if resource.wanted.state == "present" and other.wanted.state == "present":
                     needs[resource].add(other)
+            needs[resource] |= {self.by_name[name] for name in referred(resource.body)} - {resource}
             still_referred = {*resource.references(self.state.get(resource) or {}), *resource.parent_links}
             for other in self._members(still_referred, resource):
                 if other.wanted.state == "absent":
@@ -117,6 +120,8 @@ class Batch:
         try:
             if resource not in self.state:
                 self.state[resource] = resource.read()
+            find = among(_members(self), check_mode=self.cloud.check_mode)
+            resource.body = resolved(resource.body, find)
             plan, after = resource.ensure(self.state[resource], self._lookup)
             self.state[resource] = after
             self.outcomes[resource] = (plan, after)
@@ -140,18 +145,20 @@ class Batch:
             raise
 
 
-def ensure_all(cloud: Session, wanted: list[Wanted]) -> Json:
+def ensure_all(cloud: Session, wanted: list[Wanted], policies: list[Json] | None = None) -> Json:
     """Bring all resources to their wanted state and return the module's result.
 
-    Everything is checked before the first call. Raises PartialError when some members failed, CloudError when nothing
-    was attempted.
+    Everything is checked before the first call, what `policies` refer to included. Raises PartialError when some
+    members failed, CloudError when nothing was attempted.
     """
     resources = [resource_of(cloud, one) for one in wanted]
-    problems = [problem for resource in resources for problem in resource.problems]
-    links = [resource.link for resource in resources]
-    problems += [f"{r.title}: is in the batch twice" for r in resources if links.count(r.link) > 1]
-    if problems:
-        raise CloudError("\n".join(dict.fromkeys(problems)))
+    wrong = [problem for resource in resources for problem in resource.problems]
+    links, names = [resource.link for resource in resources], [resource.name for resource in resources]
+    wrong += [f"{r.title}: is in the batch twice" for r in resources if links.count(r.link) > 1]
+    wrong += [f"{r.title}: {problem}" for r in resources for problem in problems(r.body, names)]
+    wrong += [f"IAM policies: {problem}" for problem in problems(policies, names)]
+    if wrong:
+        raise CloudError("\n".join(dict.fromkeys(wrong)))
     batch = Batch(cloud, resources)
     batch.read()
     batch.run()

@@ -16,6 +16,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import operations
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, Method, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.reference import among, resolved
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     THREADS,
@@ -373,9 +374,13 @@ def ensure_policies(cloud: Session, policies: list[Json]) -> Json:
     return batch_result("policies", members, failures, lambda m: f"IAM policy of {m['kind']} {m['name']}")
 
 
-def policies_step(policies: list[Json] | None) -> list[Callable[[Session], Json]]:
-    """Return what a module does after its own work, for its option `policies`."""
-    return [lambda cloud: ensure_policies(cloud, policies)] if policies else []
+def policies_step(policies: list[Json] | None, members: list[Json] | None = None) -> list[Callable[[Session], Json]]:
+    """Return what a module does after its own work, for its option `policies`, which may refer to its `members`."""
+
+    def step(cloud: Session) -> Json:
+        return ensure_policies(cloud, resolved(policies, among(members or [], check_mode=cloud.check_mode)))
+
+    return [step] if policies else []
 
 
 def _outcome(cloud: Session, wish: Wish) -> Json | str:

@@ -27,6 +27,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import (
     normalise_link,
 )
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import PARENT_LINKS, READABLE, Setter
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.reference import KNOWN_AFTER
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     THREADS,
     AmbiguousError,
@@ -35,7 +36,6 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     Session,
 )
 
-KNOWN_AFTER = "(known after create)"
 # How often a change is made anew after somebody else was faster or no answer came.
 ATTEMPTS = 7
 # A new service account or secret may be unknown to the next read for this long.
@@ -82,6 +82,7 @@ class Resource:
         self.kind = READABLE[wanted.kind]
         self.node = Node.of(self.kind.api, self.kind.schema)
         self.compare = Comparison(self.node, self.kind.rules, cloud.project)
+        self.name = (wanted.kind, wanted.name)
         self.title = f"{wanted.kind} {wanted.name}"
         self.problems: list[str] = []
         self.body = self._validated(wanted.body, is_sensitive=False)

@@ -17,6 +17,8 @@ description:
   - What is protected against deletion in the cloud is not deleted, whatever the body says.
   - Members of a batch that refer to each other by link, parent or service account are ordered; the others go side by
     side. When one fails, those that do not depend on it are finished, then the module fails with every message.
+  - C($(ref.<kind>/<name>:<field>\)) in a text of a body or of O(policies) is a field of another member, for what Google
+    names itself; the member is made first. C(id) is the last part of the name that Google assigned.
   - Once all resources are there, O(sql_users) and O(policies) are brought to what is wanted. One task does it all, as
     starting a module takes longer than all that it reads.
 author:
@@ -301,10 +303,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import ensure_all
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.module import run
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.policy import POLICIES, policies_step
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Session
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.sql_user import USERS, users_step
 
 MEMBER: dict[str, dict[str, Any]] = {
@@ -343,8 +347,14 @@ def main() -> None:
     members = module.params["resources"]
     if members is None:
         members = [{option: module.params[option] for option in MEMBER}]
-    steps = users_step(module.params["sql_users"]) + policies_step(module.params["policies"])
-    run(module, lambda cloud: ensure_all(cloud, [Wanted(**member) for member in members]), *steps)
+    policies, made = module.params["policies"], []
+
+    def resources(cloud: Session) -> Json:
+        result = ensure_all(cloud, [Wanted(**member) for member in members], policies)
+        made.extend(result["resources"])
+        return result
+
+    run(module, resources, *users_step(module.params["sql_users"]), *policies_step(policies, made))
 
 
 if __name__ == "__main__":

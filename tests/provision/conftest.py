@@ -23,6 +23,7 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import module as module_util
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.reference import among, resolved
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import GoogleTransport, Session
 
 from tests.unit.emulator.conftest import PROJECT, Running, serving
@@ -55,8 +56,12 @@ class Task:
 
     @property
     def members(self) -> list[Json]:
-        """The resources that a gcp_resource stated."""
-        return list(self.arguments["resources"]) if self.module == "gcp_resource" else []
+        """The resources that a gcp_resource stated, each as it would be stated alone."""
+        return list(self.resolved("resources")) if self.module == "gcp_resource" else []
+
+    def resolved(self, option: str) -> Any:
+        """Return an option with what its references stood for."""
+        return resolved(self.arguments.get(option, []), among(self.result.get("resources", []), check_mode=False))
 
 
 @dataclasses.dataclass(frozen=True)

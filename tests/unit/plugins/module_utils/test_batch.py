@@ -51,6 +51,67 @@ def test_what_is_referred_to_comes_first(cloud, google):
     assert [member["name"] for member in result["resources"]] == ["v", "s", "a", "n"]
 
 
+LABELLED = Wanted(
+    "compute.networks",
+    "n",
+    body={"description": "reached at $(ref.compute.addresses/a:address), $(ref.compute.addresses/a:id)"},
+)
+
+
+def test_what_google_chose_is_known_to_those_that_refer_to_it(cloud, google, checking):
+    chosen = {"name": "a", "addressType": "EXTERNAL", "address": "203.0.113.9"}
+    google.special["/addresses$"] = lambda call: (
+        google.store.update({f"{COMPUTE}/regions/r/addresses/a": chosen}) or {"name": "o", "status": "DONE"}
+    )
+    batch = [LABELLED, ADDRESS]
+    (foretold, _) = ensure_all(checking, batch)["resources"]
+    assert foretold["resource"]["description"] == "reached at (known after create), (known after create)"
+
+    ensure_all(cloud, batch)
+
+    assert [call.body["name"] for call in google.written()] == ["a", "n"]
+    assert google.store[f"{COMPUTE}/global/networks/n"]["description"] == "reached at 203.0.113.9, a"
+    assert ensure_all(cloud, batch)["changed"] is False
+    google.store[f"{COMPUTE}/regions/r/addresses/a"]["address"] = "203.0.113.10"
+    (foretold, _) = ensure_all(checking, [Wanted("compute.routers", "x", "r", body=LABELLED.body), ADDRESS])[
+        "resources"
+    ]
+    assert foretold["resource"]["description"] == "reached at 203.0.113.10, a"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("$(ref.compute.addresses/b:address)", "refers to compute.addresses b, which the batch has not"),
+        ("$(ref.compute.addresses/a:address)", "refers to compute.addresses a, which the batch has more than once"),
+    ],
+)
+def test_a_reference_to_what_is_not_there_once_is_refused_before_any_call(cloud, google, text, problem):
+    twice = [ADDRESS, Wanted("compute.addresses", "a", "other", body={})]
+    network = Wanted("compute.networks", "n", body={"description": text})
+    with pytest.raises(CloudError, match=f"compute.networks n: {problem}"):
+        ensure_all(cloud, [network, *twice])
+    policies = [{"resource": {"kind": "project"}, "bindings": [{"role": "roles/a", "members": [text]}]}]
+    with pytest.raises(CloudError, match=f"IAM policies: {problem}"):
+        ensure_all(cloud, twice, policies)
+    assert google.calls == []
+
+
+def test_a_reference_to_a_field_that_is_not_there_is_refused(cloud, google):
+    network = Wanted("compute.networks", "n", body={"description": "$(ref.compute.addresses/a:nothing)"})
+    with pytest.raises(PartialError, match=r"ref.compute.addresses/a:nothing.*has no text of this name"):
+        ensure_all(cloud, [network, ADDRESS])
+    assert f"{COMPUTE}/global/networks/n" not in google.store
+
+
+def test_those_that_refer_in_a_circle_are_refused(cloud, google):
+    first = Wanted("compute.networks", "n", body={"description": "$(ref.compute.networks/m:name)"})
+    then = Wanted("compute.networks", "m", body={"description": "$(ref.compute.networks/n:name)"})
+    with pytest.raises(CloudError, match="refer to each other in a circle"):
+        ensure_all(cloud, [first, then])
+    assert google.written() == []
+
+
 def test_what_refers_goes_first_when_both_go(cloud):
     present = {"n": {"subnetworks": ["projects/demo/regions/r/subnetworks/s"]}, "s": {"network": NETWORK_LINK}}
     assert order(cloud, [absent(NETWORK), absent(SUBNETWORK)], present) == ["s", "n"]

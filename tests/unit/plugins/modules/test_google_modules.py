@@ -216,6 +216,17 @@ def test_policies_follow_what_they_belong_to_in_one_result(run, google, check):
     assert [call.verb for call in google.written()] == ([] if check else ["POST", "PUT"])
 
 
+@pytest.mark.parametrize(("check", "member"), [(True, "user:(known after create)@y.z"), (False, "user:b@y.z")])
+def test_policies_refer_to_what_was_made_before(run, google, check, member):
+    google.special["/iam$"] = lambda _: {"etag": "0"}
+    grant = {"role": "roles/a", "members": ["user:$(ref.storage.buckets/b:name)@y.z"]}
+    policy = {"resource": {"kind": "storage.buckets", "name": "b"}, "bindings": [grant]}
+    result = run("gcp_resource", kind="storage.buckets", name="b", policies=[policy], _ansible_check_mode=check)
+    assert result["changes"][1] == f"update IAM policy of storage.buckets b: roles/a +{member}"
+    alone = run("gcp_secret", secrets=[], policies=[policy])
+    assert alone["msg"] == "There is no storage.buckets b beside what refers to it"
+
+
 def test_no_policy_is_touched_after_a_resource_that_failed(run, google, fault):
     google.faults.append(fault("POST", "/b$", 403, "forbidden", "No."))
     policy = {"resource": {"kind": "project"}, "bindings": [{"role": "roles/a", "members": ["user:x@y.z"]}]}
