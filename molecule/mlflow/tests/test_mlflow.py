@@ -349,3 +349,18 @@ def test_what_mlflow_encrypts_is_read_after_a_restart_and_by_our_keys_alone(host
         assert str(what) in journal(host)
     assert not [one for one in (*SECRETS, "signs-7") if one in journal(host)]
     sql(host, f"DELETE FROM secrets WHERE secret_name = '{foreign}'; DELETE FROM webhooks WHERE webhook_id = '{lost}'")
+
+
+def test_a_start_may_take_longer_than_the_watchdog_waits(host: Host) -> None:
+    unit = host.check_output("systemctl show -P Id mlflow.service")
+    shorter = f"/run/systemd/system/{unit}.d"
+    host.check_output(f"mkdir -p {shorter} && printf '[Service]\\nWatchdogSec=30\\n' >{shorter}/watchdog.conf")
+    host.check_output("systemctl daemon-reload")
+    locked = "BEGIN; LOCK TABLE alembic_version; SELECT pg_sleep(45); COMMIT"
+    host.check_output(f"systemd-run --quiet --collect --uid=postgres psql --quiet --command '{locked}' mlflow")
+    try:
+        assert host.run("systemctl restart mlflow").rc == 0
+    finally:
+        host.check_output(f"rm -r {shorter} && systemctl daemon-reload")
+    assert "Watchdog timeout" not in host.check_output(f"journalctl --unit={unit} --since=-2min --no-pager")
+    assert host.run(READY).rc == 0

@@ -281,10 +281,12 @@ def give_database_password(password: str) -> None:
 def tell_systemd_while_alive(path: pathlib.Path) -> None:
     """Asks the server over and over, and passes each answer on: where none comes for WatchdogSec=, systemd restarts.
 
-    What it asks needs no database and no free thread: a busy server, and one whose database is away, answer.
+    What it asks needs no database and no free thread: a busy server, and one whose database is away, answer. Until the
+    first answer the server is starting, which takes what it takes on a busy machine: TimeoutStartSec= ends that.
     https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
     """
     seconds = int(os.environ["WATCHDOG_USEC"]) / 1_000_000 / 4
+    has_answered = False
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
             server.settimeout(seconds)
@@ -294,7 +296,8 @@ def tell_systemd_while_alive(path: pathlib.Path) -> None:
                 is_alive = server.recv(12) == b"HTTP/1.1 200"
             except OSError:
                 is_alive = False
-        if is_alive:
+        has_answered = has_answered or is_alive
+        if is_alive or not has_answered:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
                 manager.sendto(b"WATCHDOG=1", os.environ["NOTIFY_SOCKET"])
         time.sleep(seconds)
@@ -309,15 +312,14 @@ def serve(schemas: list[Schema]) -> None:
     passphrase = secrets["crypto-kek-passphrase"]
     secrets["webhook-secret-encryption-key"] = fernet_key(secrets["webhook-secret-encryption-key"])
     os.environ |= {variable: secrets[name] for name, variable in SECRETS.items() if variable}
+    path = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
+    path.unlink(missing_ok=True)
+    threading.Thread(target=tell_systemd_while_alive, args=[path], daemon=True).start()
     for schema in schemas:
         ensure_schema(schema)
     ensure_admin(str(auth.auth_config.admin_username), secrets["admin-password"])
     # Last, since a server beside this one that knows no passphrase reads the gateway's secrets until then.
     ensure_readable(schemas[0], passphrase, secrets["webhook-secret-encryption-key"])
-
-    path = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
-    path.unlink(missing_ok=True)
-    threading.Thread(target=tell_systemd_while_alive, args=[path], daemon=True).start()
     # NGINX writes the access log.
     own = pathlib.Path(__file__).parent
     uvicorn = f"--uds {path} --no-access-log --timeout-graceful-shutdown 30 --app-dir {own}"
