@@ -153,7 +153,8 @@ def ensure_all(cloud: Session, wanted: list[Wanted], policies: list[Json] | None
     """
     resources = [resource_of(cloud, one) for one in wanted]
     wrong = [problem for resource in resources for problem in resource.problems]
-    links, names = [resource.link for resource in resources], [resource.name for resource in resources]
+    links = [resource.link for resource in resources]
+    names = [resource.name for resource in resources if resource.wanted.state == "present"]
     wrong += [f"{r.title}: is in the batch twice" for r in resources if links.count(r.link) > 1]
     wrong += [f"{r.title}: {problem}" for r in resources for problem in problems(r.body, names)]
     wrong += [f"IAM policies: {problem}" for problem in problems(policies, names)]

@@ -88,7 +88,7 @@ RUN_FOLDER = re.compile(r"[0-9a-f]{32}")
 FINISHED = ("FINISHED", "FAILED", "KILLED")
 
 
-class ImportStopped(Exception):  # noqa: N818
+class ImportStoppedError(Exception):
     """There is no going on: the source or the target does not answer, or what was recorded is not there."""
 
 
@@ -245,16 +245,16 @@ class Site:
             return question(self.client)
 
     def see_that_it_answers(self) -> None:
-        """Raise `ImportStopped` where it does not."""
+        """Raise `ImportStoppedError` where it does not."""
         try:
             self.ask(lambda client: client.search_experiments(max_results=1))
         except Exception as error:
             if isinstance(error, MlflowException) and error.get_http_status_code() == 401:
                 names = f"{LOGIN[0]} and {LOGIN[1]}, or {LOGIN[2]}"
-                raise ImportStopped(
+                raise ImportStoppedError(
                     f"{self.name} refuses the login; a source's is {names}, in the environment: {reason(error)}"
                 ) from error
-            raise ImportStopped(f"{self.name} does not answer: {reason(error)}") from error
+            raise ImportStoppedError(f"{self.name} does not answer: {reason(error)}") from error
 
     def pages(self, question: Callable[[mlflow.MlflowClient, str | None], Sequence[Answer]]) -> Iterator[Answer]:
         """Yield what the pages of a search hold."""
@@ -346,7 +346,7 @@ def reason(error: BaseException) -> str:
 
 
 def survey(source: Source, target: Site) -> Json:
-    """Return what is to be brought, in batches, and what cannot be; raises `ImportStopped`, and MLflow's own errors.
+    """Return what is to be brought, in batches, and what cannot be; raises `ImportStoppedError`, and MLflow's own.
 
     `totals` is what the source holds and `pending` what of it is not here yet, by kind; `left_out` is what no import
     brings, a line each; `missing` is what should come over and cannot.
@@ -417,7 +417,7 @@ def _survey_experiment(
         done = {one.tags.get(SOURCE_MODEL, "") for one in brought_models if one.tags.get(COMPLETE) == "true"}
         models = [one for one in models if one not in done]
     if (run_ids or models) and (lost := source.lacks_its_artifacts(experiment)):
-        raise ImportStopped(
+        raise ImportStoppedError(
             f"the artifacts of {title} are recorded in {lost}, which is not on this machine. Name their folder "
             "with -e platform_import_artifact_dir=, or make that one where there never were any"
         )
@@ -537,7 +537,7 @@ class Importer:
                         self._model(model_id)
                 if batch.get("registered_model"):
                     self._bring_registered_model(batch["registered_model"], batch["versions"])
-        except ImportStopped as error:
+        except ImportStoppedError as error:
             self.missing.append({"what": f"the rest of: {batch['title']}", "why": str(error)})
         return {
             "title": batch["title"],
@@ -550,7 +550,7 @@ class Importer:
     def _reporting(self, what: str) -> Iterator[None]:
         try:
             yield
-        except ImportStopped:
+        except ImportStoppedError:
             raise
         except Exception as error:
             if not is_refusal(error):

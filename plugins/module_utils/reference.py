@@ -34,7 +34,7 @@ def referred(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def problems(value: Any, names: Sequence[tuple[str, str]]) -> list[str]:
-    """Return what is wrong with the references of a value, where these are the members of the batch."""
+    """Return what is wrong with the references of a value, where these are the members that are to be there."""
     counts = {one: names.count(one) for one in referred(value)}
     return [
         f"refers to {kind} {name}, which the batch has {'more than once' if count else 'not'}"
@@ -70,6 +70,10 @@ def among(members: list[Json], *, check_mode: bool) -> Find:
         member = next((one for one in members if (one["kind"], one["name"]) == (kind, name)), None)
         if member is None:
             raise CloudError(f"There is no {kind} {name} beside what refers to it")
-        return None if check_mode and member["action"] == "create" else member["resource"]
+        if check_mode and member["action"] == "create":
+            return None
+        if member["resource"] is None:
+            raise CloudError(f"Google does not show {kind} {name} yet, which others refer to: run again")
+        return dict(member["resource"])
 
     return find

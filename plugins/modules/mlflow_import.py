@@ -14,7 +14,8 @@ description:
     C(import.source_version), and C(import.complete). What is complete is not brought again,
     and what is not is gone on with.
   - What cannot be brought stops nothing, and is in the result.
-author: MLOps (@mlops)
+author:
+  - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
   - mlops.mlflow_gcp.mlflow_import
 options:

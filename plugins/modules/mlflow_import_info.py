@@ -12,7 +12,8 @@ description:
   - Compares the source with the server, and returns what is not there yet, in batches for
     M(mlops.mlflow_gcp.mlflow_import).
   - Reads only. Opening a folder, MLflow adds the empty folders C(.trash) and C(models) where they are missing.
-author: MLOps (@mlops)
+author:
+  - The mlops.mlflow_gcp maintainers (@mlops)
 extends_documentation_fragment:
   - mlops.mlflow_gcp.mlflow_import
 options:
@@ -33,7 +34,7 @@ EXAMPLES = r"""
 - name: See what is to be imported
   mlops.mlflow_gcp.mlflow_import_info:
     source: /home/ann/mlruns
-    report_path: mlflow-import.json
+    report_path: /home/ann/mlflow-import.json
     url: https://mlflow.example.com
     project: my-project
     admin_password_secret: mlflow-admin-password
@@ -81,8 +82,8 @@ problems:
   elements: dict
   sample:
     - variable: platform_import_source
-      value: "'mlruns'"
-      problem: /work/mlruns is not a folder on this machine
+      value: "'/home/ann/mlruns'"
+      problem: /home/ann/mlruns is not a folder on this machine
       fix: name one that is there
 """
 
@@ -135,7 +136,7 @@ def compare(cloud: Session, options: Json) -> Json:
     try:
         source, target = mlflow_import.sides(options, password, os.environ)
         return {"changed": False, **mlflow_import.survey(source, target)}
-    except (mlflow_import.ImportStopped, MlflowException, OSError) as error:
+    except (mlflow_import.ImportStoppedError, MlflowException, OSError) as error:
         raise CloudError(f"{error}. Nothing was imported by this run. Run it again once that is mended") from error
 
 

@@ -10,7 +10,8 @@ version_added: 0.1.0
 description:
   - Puts together what M(mlops.mlflow_gcp.mlflow_import_info) and each M(mlops.mlflow_gcp.mlflow_import) returned, as
     text and as a JSON file. The file is a result like any other, and no change.
-author: MLOps (@mlops)
+author:
+  - The mlops.mlflow_gcp maintainers (@mlops)
 options:
   survey:
     description: The result of M(mlops.mlflow_gcp.mlflow_import_info).
@@ -47,7 +48,7 @@ EXAMPLES = r"""
   mlops.mlflow_gcp.mlflow_import_report:
     survey: "{{ survey }}"
     outcomes: "{{ imports.results | map(attribute='outcome') }}"
-    path: mlflow-import.json
+    path: /home/ann/mlflow-import.json
     source: /home/ann/mlruns
     url: https://mlflow.example.com
 """

@@ -351,6 +351,7 @@ def test_what_mlflow_encrypts_is_read_after_a_restart_and_by_our_keys_alone(host
     sql(host, f"DELETE FROM secrets WHERE secret_name = '{foreign}'; DELETE FROM webhooks WHERE webhook_id = '{lost}'")
 
 
+@pytest.mark.usefixtures("once")
 def test_a_start_may_take_longer_than_the_watchdog_waits(host: Host) -> None:
     unit = host.check_output("systemctl show -P Id mlflow.service")
     shorter = f"/run/systemd/system/{unit}.d"

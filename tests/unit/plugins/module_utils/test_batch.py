@@ -4,6 +4,7 @@ import time
 
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import Batch, ensure_all
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.reference import among
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import PartialError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import CloudError
@@ -84,10 +85,12 @@ def test_what_google_chose_is_known_to_those_that_refer_to_it(cloud, google, che
     [
         ("$(ref.compute.addresses/b:address)", "refers to compute.addresses b, which the batch has not"),
         ("$(ref.compute.addresses/a:address)", "refers to compute.addresses a, which the batch has more than once"),
+        ("$(ref.compute.addresses/gone:address)", "refers to compute.addresses gone, which the batch has not"),
     ],
 )
 def test_a_reference_to_what_is_not_there_once_is_refused_before_any_call(cloud, google, text, problem):
     twice = [ADDRESS, Wanted("compute.addresses", "a", "other", body={})]
+    twice.append(Wanted("compute.addresses", "gone", "r", state="absent"))
     network = Wanted("compute.networks", "n", body={"description": text})
     with pytest.raises(CloudError, match=f"compute.networks n: {problem}"):
         ensure_all(cloud, [network, *twice])
@@ -102,6 +105,13 @@ def test_a_reference_to_a_field_that_is_not_there_is_refused(cloud, google):
     with pytest.raises(PartialError, match=r"ref.compute.addresses/a:nothing.*has no text of this name"):
         ensure_all(cloud, [network, ADDRESS])
     assert f"{COMPUTE}/global/networks/n" not in google.store
+
+
+def test_nobody_is_sent_the_placeholder_of_what_google_does_not_show_yet():
+    made = {"kind": "compute.addresses", "name": "a", "action": "create", "resource": None}
+    assert among([made], check_mode=True)("compute.addresses", "a") is None
+    with pytest.raises(CloudError, match=r"does not show compute\.addresses a yet"):
+        among([made], check_mode=False)("compute.addresses", "a")
 
 
 def test_those_that_refer_in_a_circle_are_refused(cloud, google):

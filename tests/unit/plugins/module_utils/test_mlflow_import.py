@@ -20,7 +20,7 @@ import requests
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import mlflow_import
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.mlflow_import import (
     Importer,
-    ImportStopped,
+    ImportStoppedError,
     Login,
     Site,
     Source,
@@ -336,7 +336,7 @@ def test_artifacts_that_lie_elsewhere_are_asked_for_and_found_in_the_folder_that
     client.register_prompt("greeting", "hello")
     client.delete_run(client.create_run("0").info.run_id)
     recorded.rename(tmp_path / "moved")
-    with pytest.raises(ImportStopped, match=f"recorded in {recorded}, which is not on this machine"):
+    with pytest.raises(ImportStoppedError, match=f"recorded in {recorded}, which is not on this machine"):
         bring(database, target)
     report = bring(database, target, artifact_dir=str(tmp_path / "moved"))
     assert report["missing"] == []
@@ -487,7 +487,9 @@ def test_a_refused_login_names_the_variables(monkeypatch: pytest.MonkeyPatch) ->
         raise MlflowException("not authenticated", error_code=UNAUTHENTICATED)
 
     monkeypatch.setattr(source.client, "search_experiments", refuse)
-    with pytest.raises(ImportStopped, match="the source refuses the login; a source's is MLFLOW_IMPORT_USERNAME and"):
+    with pytest.raises(
+        ImportStoppedError, match="the source refuses the login; a source's is MLFLOW_IMPORT_USERNAME and"
+    ):
         source.see_that_it_answers()
 
 
