@@ -24,7 +24,12 @@ VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 PROFILES = ("small", "medium", "large")
 SQL_LOGINS = ("iam", "password")
 LOG_DESTINATIONS = ("bucket", "dataset")
-DISK_SIZE_GIB = (20, 65536)
+# From, to, and what is usual.
+WHOLE_NUMBERS = {
+    "platform_disk_size_gib": (20, 65536, 50),
+    "platform_mlflow_workers": (1, 64, 2),
+    "platform_sql_pool_size": (2, 100, 5),
+}
 
 # What provisioning needs and only a project can give, by the predefined role that has it:
 # https://cloud.google.com/iam/docs/roles-permissions
@@ -352,10 +357,10 @@ def _check_machines(checker: _Checker) -> None:
         checker.add(
             "platform_stop_enabled", "neither true nor false", "give -e platform_stop_enabled=true, or leave it out"
         )
-    size = variables.get("platform_disk_size_gib")
-    low, high = DISK_SIZE_GIB
-    if isinstance(size, bool) or not isinstance(size, int) or not low <= size <= high:
-        checker.add("platform_disk_size_gib", f"not a whole number from {low} to {high}", "write a size, such as 50")
+    for variable, (low, high, usual) in WHOLE_NUMBERS.items():
+        number = variables.get(variable)
+        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+            checker.add(variable, f"not a whole number from {low} to {high}", f"write one, such as {usual}")
     subnetwork = variables.get("platform_subnetwork_cidr")
     try:
         network = ipaddress.IPv4Network(subnetwork)
