@@ -30,8 +30,8 @@ RESOURCE_TYPES = {"experiments": "experiment", "registered_models": "registered_
 # Of a resource's name: all there are and will be.
 ALL = "*"
 KEYS = ("name", "is_admin", "state", *RESOURCE_TYPES)
-# What a secret's id may hold; MLflow itself takes any text.
-NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+# Addresses of e-mail are names too; MLflow itself takes any text.
+NAME = re.compile(r"[A-Za-z0-9._@+-]{1,100}")
 # MLflow's own rule, mlflow.utils.validation._validate_password.
 SHORTEST_PASSWORD = 12
 # The role in which MLflow keeps the grants of one user.
@@ -93,9 +93,14 @@ def report(problems: list[dict[str, str]]) -> str:
     return "\n".join(["No user was changed.", *lines])
 
 
+def spelled(name: str) -> str:
+    """Return a user's name as the id of a secret may hold it, as platform_user_credentials has it."""
+    return re.sub("[^A-Za-z0-9_-]", "-", name)
+
+
 def credential(name: str) -> str:
     """Return the name of the file that holds a user's password."""
-    return f"mlflow.user-{name}-password"
+    return f"mlflow.user-{spelled(name)}-password"
 
 
 # The declaration by itself.
@@ -109,6 +114,7 @@ def problems(users: Any, admin_username: str, variable: str) -> list[dict[str, s
     names = [user["name"] for user in users if isinstance(user, dict) and isinstance(user.get("name"), str)]
     # MySQL takes names that differ in case alone for the same.
     counts = Counter(name.lower() for name in names)
+    secrets: dict[str, str] = {}
     for number, user in enumerate(users):
         name = user.get("name") if isinstance(user, dict) else None
         if not isinstance(name, str):
@@ -120,6 +126,11 @@ def problems(users: Any, admin_username: str, variable: str) -> list[dict[str, s
         if counts[name.lower()] > 1:
             wrong = "declared more than once; upper and lower case count as the same"
             found.append(problem(where, name, wrong, "keep one entry, or choose another name"))
+        elif (other := secrets.setdefault(spelled(name).lower(), name)) != name:
+            wrong = (
+                f"its password's secret would be that of {other}: only letters, digits, - and _ are told apart there"
+            )
+            found.append(problem(where, name, wrong, "choose another name"))
     return found
 
 
@@ -131,8 +142,10 @@ def _of_user(user: Any, where: str) -> Iterator[dict[str, str]]:
         yield problem(where, unknown, "unknown keys", f"write only {', '.join(KEYS)}")
     name = user.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        wrong = "not a name that the id of a secret may hold: 1 to 100 letters, digits, - and _"
-        yield problem(f"{where}.name", name, wrong, "write one such as ann or ann-lee, quoted if it is a number")
+        wrong = "not a name: 1 to 100 letters, digits, and . _ @ + -"
+        yield problem(
+            f"{where}.name", name, wrong, "write one such as ann or ann@example.com, quoted if it is a number"
+        )
     if not isinstance(user.get("is_admin", False), bool):
         yield problem(f"{where}.is_admin", user["is_admin"], "not a boolean", "write true or false, without quotes")
     if user.get("state", "present") not in STATES:

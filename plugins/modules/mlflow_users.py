@@ -24,7 +24,7 @@ options:
     required: true
     suboptions:
       name:
-        description: Name of the user, of letters, digits, hyphens and underscores.
+        description: Name of the user, which may be an address of e-mail.
         type: str
         required: true
       is_admin:
@@ -62,7 +62,9 @@ options:
     type: str
     default: admin
   credentials_dir:
-    description: Directory of the files C(mlflow.admin-password) and, for each user, C(mlflow.user-<name>-password).
+    description:
+      - Directory of the files C(mlflow.admin-password) and, for each user, C(mlflow.user-<name>-password).
+      - In it a hyphen stands for each sign of the name but letters, digits, hyphens and underscores.
     type: path
     default: /etc/credstore
   unwritten:

@@ -66,7 +66,7 @@ VARIABLES: dict[str, Any] = {
     "platform_operators": ["user:ann@example.com"],
     "platform_sql_database_version": "MYSQL_8_4",
     "platform_sql_private_service_connect_enabled": True,
-    "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "READ"}]}],
+    "platform_mlflow_users": [{"name": "ann@example.com", "experiments": [{"name": "churn", "permission": "READ"}]}],
 }
 
 
@@ -157,13 +157,13 @@ def test_the_database_is_mysql_that_only_its_endpoint_and_the_servers_account_re
 
 @pytest.mark.usefixtures("before")
 def test_a_declared_user_logs_in_with_a_secret_of_its_own(cloud: Any, environment: dict[str, str]) -> None:
-    secret = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets/{NAME}-user-ann-password"
+    secret = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets/{NAME}-user-ann-example-com-password"
     payload = cloud.get(f"{secret}/versions/latest:access")["payload"]["data"]
     with requests.Session() as session:
         session.trust_env = False
         session.proxies = {"https": environment["HTTPS_PROXY"]}
         session.verify = environment["REQUESTS_CA_BUNDLE"]
-        session.auth = ("ann", base64.b64decode(payload).decode())
+        session.auth = ("ann@example.com", base64.b64decode(payload).decode())
         address = f"https://{NAME}.localhost/api/2.0/mlflow/experiments"
         found = session.get(f"{address}/search", params={"max_results": 1000}, timeout=60).json()
         (churn,) = found["experiments"]

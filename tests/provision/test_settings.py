@@ -94,8 +94,8 @@ def test_settings_are_predicted_made_kept_and_undone(cloud: Running, provision: 
 def test_a_users_password_is_a_secret_for_the_server_that_goes_when_the_user_is_to_be_absent(
     cloud: Running, provision: Provision
 ) -> None:
-    secret = f"{SECRETS}/mlflow-user-ann-password"
-    users = [{"name": "ann"}]
+    secret = f"{SECRETS}/mlflow-user-ann-example-com-password"
+    users = [{"name": "ann@example.com"}]
     made, changed = provision("gcp_secret", platform_mlflow_users=users)
     assert changed == 1, made
     assert cloud.call("GET", f"{secret}:getIamPolicy") == cloud.call(
@@ -105,7 +105,7 @@ def test_a_users_password_is_a_secret_for_the_server_that_goes_when_the_user_is_
     assert provision("gcp_secret")[1] == 0
     assert cloud.call("GET", secret)["labels"] == {"mlflow-deployment": "mlflow"}
 
-    absent = [{"name": "ann", "state": "absent"}]
+    absent = [{"name": "ann@example.com", "state": "absent"}]
     predicted, changed = provision("gcp_secret", "--check", platform_mlflow_users=absent)
     assert changed == 1, predicted
     removed, changed = provision("gcp_secret", platform_mlflow_users=absent)

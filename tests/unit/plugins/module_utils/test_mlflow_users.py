@@ -16,7 +16,12 @@ def wrong(*users: Any) -> list[str]:
 
 def test_good_users_have_no_problem() -> None:
     grants = [{"name": f"of-{permission}", "permission": permission} for permission in mlflow_users.PERMISSIONS]
-    assert wrong({"name": "ann", "experiments": grants}, {"name": "bob-2_x", "is_admin": True, "state": "absent"}) == []
+    assert (
+        wrong(
+            {"name": "ann", "experiments": grants}, {"name": "bob-2_x@example.com", "is_admin": True, "state": "absent"}
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,7 @@ def test_good_users_have_no_problem() -> None:
         ({"name": "ann", "admin": True}, "[0]"),
         ({}, "[0].name"),
         ({"name": 7}, "[0].name"),
-        ({"name": "ann@example.com"}, "[0].name"),
+        ({"name": "ann:lee"}, "[0].name"),
         ({"name": "ann lee"}, "[0].name"),
         ({"name": "a" * 101}, "[0].name"),
         ({"name": "ann\n"}, "[0].name"),
@@ -51,6 +56,11 @@ def test_a_bad_user_is_named(user: Any, variable: str) -> None:
 
 def test_names_that_differ_in_case_alone_are_the_same() -> None:
     assert wrong({"name": "ann"}, {"name": "bob"}, {"name": "Ann"}) == ["[0].name", "[2].name"]
+
+
+def test_names_that_would_share_a_secret_are_told() -> None:
+    assert mlflow_users.credential("ann@example.com") == "mlflow.user-ann-example-com-password"
+    assert wrong({"name": "ann@example.com"}, {"name": "Ann.example-com", "state": "absent"}) == ["[1].name"]
 
 
 def test_all_problems_are_told_at_once() -> None:
