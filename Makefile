@@ -10,6 +10,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Where this is set, as in many images, each of a run's hundreds of processes would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## Say what there is

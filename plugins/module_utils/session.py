@@ -22,6 +22,7 @@ try:
     import google.oauth2.credentials
     import requests
     import urllib3
+    from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.trust import TrustingAdapter
 
     PASSING_ERRORS = (
         requests.exceptions.RequestException,
@@ -112,8 +113,10 @@ class GoogleTransport:
     def __init__(self, project: str) -> None:
         self._credentials = credentials_for(project)
         self._session = google.auth.transport.requests.AuthorizedSession(self._credentials)
-        self._session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=THREADS))
-        self._refresh = google.auth.transport.requests.Request()
+        self._session.mount("https://", TrustingAdapter(pool_maxsize=THREADS))
+        refreshing = requests.Session()
+        refreshing.mount("https://", TrustingAdapter())
+        self._refresh = google.auth.transport.requests.Request(refreshing)
         self._lock = threading.Lock()
 
     def request(self, method: str, url: str, **arguments: Any) -> Any:

@@ -80,8 +80,8 @@ try:
     import google.auth.exceptions
     import google.auth.transport.requests
     import requests
-    import requests.adapters
     import urllib3
+    from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.trust import TrustingAdapter
 
     MISSING = None
 except ImportError as error:
@@ -138,7 +138,7 @@ def check_cloud(
         retries = urllib3.Retry(
             4, allowed_methods=None, backoff_factor=1, status_forcelist=PASSING_STATUSES, raise_on_status=False
         )
-        adapter = requests.adapters.HTTPAdapter(max_retries=retries, pool_maxsize=preflight_cloud.THREADS)
+        adapter = TrustingAdapter(max_retries=retries, pool_maxsize=preflight_cloud.THREADS)
         session.mount("https://", adapter)
 
         def ask(url: str, body: dict[str, Any] | None = None) -> preflight_cloud.Response:
