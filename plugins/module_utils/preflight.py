@@ -124,6 +124,7 @@ _EXISTING = {
     "platform_existing_bucket": re.compile(r"[a-z0-9][-._a-z0-9]{1,61}[a-z0-9]"),
     "platform_existing_sql_instance": re.compile(r"[a-z][-a-z0-9]{0,96}"),
     "platform_existing_service_account": re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]"),
+    "platform_existing_certificate": re.compile(r"[A-Za-z0-9_-]{1,255}"),
     "platform_dns_zone": _RESOURCE_NAME,
 }
 # Cloud SQL has this range for itself: https://cloud.google.com/sql/docs/postgres/private-ip

@@ -148,6 +148,8 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
             urls[f"database {database}"] = f"{urls['sql instance']}/databases/{database}"
         if get["sql_login"] == "password":
             urls[f"user {get['sql_user']}"] = f"{urls['sql instance']}/users/{get['sql_user']}"
+    if get["existing_certificate"]:
+        urls["certificate"] = f"{secrets}/{get['existing_certificate']}/versions/latest"
     if get["dns_zone"]:
         urls["zone"] = f"https://dns.googleapis.com/dns/v1/projects/{project}/managedZones/{get['dns_zone']}"
     of_key: dict[str, tuple[Any, ...]] = {}
@@ -413,6 +415,17 @@ def _existing_service_account(seen: Seen) -> Iterator[Finding]:
         yield seen.problem("platform_existing_service_account", "it is disabled", fix)
 
 
+def _certificate(seen: Seen) -> Iterator[Finding]:
+    if not seen["existing_certificate"]:
+        return
+    version = seen.found("certificate")
+    if version is None:
+        yield _not_there(seen, "platform_existing_certificate", "secret with a version", "gcloud secrets list")
+    elif version.get("state") != "ENABLED":
+        fix = f"gcloud secrets versions enable latest --secret={seen['existing_certificate']}"
+        yield seen.problem("platform_existing_certificate", "its latest version is not enabled", fix)
+
+
 def _zone(seen: Seen) -> Iterator[Finding]:
     if not seen["dns_zone"]:
         return
@@ -427,7 +440,12 @@ def _zone(seen: Seen) -> Iterator[Finding]:
 
 
 def _not_there(seen: Seen, variable: str, what: str, listing: str) -> Problem:
-    question = {"managed zone": "zone", "service account": "account", "Cloud SQL instance": "sql instance"}
+    question = {
+        "managed zone": "zone",
+        "secret with a version": "certificate",
+        "service account": "account",
+        "Cloud SQL instance": "sql instance",
+    }
     status, body = seen.answers[question.get(what, what)]
     return seen.problem(
         variable, f"no {what} of this name: {_message(status, body)}", f"{listing}; or leave it out, to have it made"
@@ -534,6 +552,7 @@ PROVISION_CHECKS = (
     _existing_bucket,
     _existing_sql_instance,
     _existing_service_account,
+    _certificate,
     _zone,
     _key,
     _quotas,

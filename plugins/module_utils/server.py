@@ -29,6 +29,8 @@ PACKAGES = ("nginx", "certbot", "google-cloud-ops-agent")
 CONFIG = pathlib.Path("/etc/mlflow")
 # What mlflow-backup writes when it has succeeded.
 LAST_SET = pathlib.Path("/var/lib/mlflow-backup/last.json")
+# What drill.yml leaves.
+LAST_DRILL = pathlib.Path("/var/lib/mlflow-drill/last.json")
 COMMAND_SECONDS = 45
 # Run by the release's own Python, which has the drivers. The password is read there, so it is in no command line.
 # numbackends is visible to every user; what it counts in PostgreSQL counts against max_connections.
@@ -77,6 +79,7 @@ def read(proxy_readiness_url: str) -> dict[str, Any]:
         "database": part(database),
         "updates": part(pending_updates),
         "last_set": part(last_set),
+        "last_drill": part(last_drill),
     }
 
 
@@ -192,6 +195,11 @@ def database() -> dict[str, Any]:
 def last_set() -> dict[str, Any]:
     """Return `name` and `ended` of the last backup set that the server took by itself; nothing where it took none."""
     return dict(json.loads(LAST_SET.read_text())) if LAST_SET.exists() else {}
+
+
+def last_drill() -> dict[str, Any]:
+    """Return `set`, `passed`, `problem`, `begun` and `ended` of the last drill; nothing where there was none."""
+    return dict(json.loads(LAST_DRILL.read_text())) if LAST_DRILL.exists() else {}
 
 
 def pending_updates() -> dict[str, Any]:

@@ -24,6 +24,8 @@ GIB = 2**30
 MIB = 2**20
 # A machine may be busy without harm, so this is a notice only.
 LOAD_PER_CPU_NOTICE = 2.0
+# A drill a month, with some days to spare.
+DRILL_DAYS_NOTICE = 35
 PACKAGE_LISTS_OLD_DAYS = 7
 
 
@@ -53,6 +55,8 @@ class Deployment:
     database: str
     # Whether the servers take a backup set every night.
     sets_enabled: bool = True
+    # The role that brings a new certificate to the server: certbot, or server_secrets where it is the operator's own.
+    renewal_role: str = "certbot"
 
     def play(self, playbook: str, options: str = "") -> str:
         """Return the command line of a playbook."""
@@ -148,6 +152,7 @@ def judge(facts: Facts, limits: Limits, deployment: Deployment, now: datetime.da
     rows.append(backup_row(facts["cloud"], limits, deployment, now))
     for one in servers:
         rows.append(set_row(one, limits, deployment, len(servers) > 1, now))
+    rows.append(drill_row(servers, deployment, now))
     rows.append(drift_row(facts["drift"], deployment))
     for one in servers:
         rows += update_rows(one, facts["locked"], deployment, len(servers) > 1, now)
@@ -256,6 +261,8 @@ def component_rows(server: Facts, deployment: Deployment, several: bool, parts: 
     """Return a row for each of these services of a server."""
     rows = []
     for name, role, units in parts:
+        if role == "certbot" and deployment.renewal_role != role:
+            continue
         title = titled(name, server, several)
         if "error" in server:
             rows.append(Row("Components", title, UNKNOWN, f"{server['name']} cannot be asked"))
@@ -310,7 +317,8 @@ def live_version(facts: Facts) -> str:
 def door_rows(door: Facts, limits: Limits, deployment: Deployment) -> list[Row]:
     """Return the rows of what users see: the answer over HTTPS, and the certificate."""
     url = f"https://{deployment.domain}/"
-    renew = deployment.play("configure", "--tags certbot")
+    tags = "certbot" if deployment.renewal_role == "certbot" else f"{deployment.renewal_role},nginx"
+    renew = deployment.play("configure", f"--tags {tags}")
     if "error" in door:
         at_fault = door.get("component")
         mend = renew if at_fault == "certbot" else deployment.play("configure", "--tags nginx")
@@ -458,6 +466,28 @@ def set_row(server: Facts, limits: Limits, deployment: Deployment, several: bool
     late = bool(begun) and (now - moment(begun)).total_seconds() / 3600 > limits.backup_age_hours_maximum
     health = DEGRADED if late else OK if ended else INFO
     return Row("Data", title, health, whole, since=ended, command=take if late else "")
+
+
+def drill_row(servers: list[Facts], deployment: Deployment, now: datetime.datetime) -> Row:
+    """Return the row of the last drill, which one of the servers was told of."""
+    drill = deployment.play("drill")
+    drills = [one["server"]["last_drill"] for one in servers if "error" not in one]
+    problems = [str(one["error"]) for one in drills if "error" in one]
+    if not drills or problems:
+        why = shortened(problems[0]) if problems else "no server can be asked"
+        return Row("Data", "Last drill", UNKNOWN, why, command=drill if problems else "")
+    last = max(drills, key=lambda one: str(one.get("ended", "")))
+    if not last:
+        return Row(
+            "Data", "Last drill", INFO, "none yet: no set was ever restored to see that it can be", command=drill
+        )
+    ended = str(last["ended"])
+    if not last["passed"]:
+        text = f"failed {age(ended, now)} ago with {last['set']}: {shortened(last['problem'])}"
+        return Row("Data", "Last drill", DEGRADED, text, since=ended, command=drill)
+    late = (now - moment(ended)).days >= DRILL_DAYS_NOTICE
+    text = f"passed {age(ended, now)} ago with {last['set']}"
+    return Row("Data", "Last drill", NOTICE if late else OK, text, since=ended, command=drill if late else "")
 
 
 def drift_row(drift: Facts, deployment: Deployment) -> Row:

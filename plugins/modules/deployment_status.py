@@ -56,6 +56,11 @@ options:
         description: Whether the servers take a backup set every night.
         type: bool
         default: true
+      renewal_role:
+        description: The role that brings a new certificate to the servers.
+        type: str
+        choices: [certbot, server_secrets]
+        default: certbot
   servers:
     description: Results of a loop of M(mlops.mlflow_gcp.mlflow_server_info) over the servers' names.
     type: list
@@ -268,6 +273,7 @@ def main() -> None:
                 "options": {
                     **{name: {"type": "str", "required": True} for name in NAMES},
                     "sets_enabled": {"type": "bool", "default": True},
+                    "renewal_role": {"type": "str", "choices": ["certbot", "server_secrets"], "default": "certbot"},
                 },
             },
             "servers": {"type": "list", "elements": "dict", "required": True},

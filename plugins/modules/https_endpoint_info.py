@@ -101,7 +101,8 @@ def main() -> None:
         seen = https_endpoint.read(domain, module.params["path"])
     except requests.exceptions.SSLError as error:
         msg = (
-            f"certbot: the certificate of {domain} is not accepted: {error}. Next, on the server: certbot certificates"
+            f"certbot: the certificate of {domain} is not accepted: {error}. Next, on the server: certbot certificates."
+            " With your own: see that this machine trusts who issued it"
         )
         module.fail_json(msg=msg, component="certbot")
     except requests.RequestException as error:

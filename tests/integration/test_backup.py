@@ -234,3 +234,48 @@ def test_a_night_that_fails_leaves_no_set_and_is_seen(nightly: str, deployment: 
     mended = play("playbooks/provision.yml", "--tags", "gcp_identity")
     assert (mended.code, mended.changed) == (0, 1), mended.output
     on_server(deployment, "systemctl start mlflow-backup.service")
+
+
+SQL_INSTANCES = "https://sqladmin.googleapis.com/v1/projects/demo-project/instances"
+COMPUTE = "https://compute.googleapis.com/compute/v1/projects/demo-project"
+
+
+def made(cloud: Any) -> Any:
+    """Return what a drill makes and takes away again: names, and who may use the bucket of the sets."""
+    zone, region = f"{COMPUTE}/zones/europe-west1-b", f"{COMPUTE}/regions/europe-west1"
+    places = (SQL_INSTANCES, f"{zone}/instances", f"{zone}/disks", f"{region}/addresses", f"{region}/resourcePolicies")
+    names = [sorted(one["name"] for one in cloud.get(place).get("items", [])) for place in places]
+    policy = cloud.get(f"{STORAGE}/{SETS}/iam")["bindings"]
+    return names, {one["role"]: sorted(one["members"]) for one in policy}
+
+
+def test_a_drill_that_fails_says_so_and_the_next_one_removes_what_it_left(
+    nightly: str, deployment: Any, cloud: Any, play: Play, environment: dict[str, str], run_id: str
+) -> None:
+    assert nightly
+    before = made(cloud)
+    latest = max(stored(cloud, SETS)).split("/")[0]
+    faults = f"{environment['HTTPS_PROXY']}/_emulator/faults"
+    asked = [
+        {"method": "sql.instances.import", "operation_error": "No space is left."},
+        {"method": "sql.instances.delete", "status": 403},
+    ]
+    requests.post(faults, json=asked, timeout=30).raise_for_status()
+
+    failed = play("playbooks/drill.yml")
+
+    assert failed.code != 0
+    assert "No space is left." in failed.output
+    assert requests.get(faults, timeout=30).json() == []
+    assert len(cloud.get(SQL_INSTANCES)["items"]) == 2, failed.output
+
+    passed = play("playbooks/drill.yml")
+
+    assert passed.code == 0, passed.output
+    assert f"Drill passed: backup set {latest}" in passed.output
+    assert deployment.admin_password not in passed.output
+    assert made(cloud) == before
+    assert client(deployment, "read") == run_id
+    told = json.loads(on_server(deployment, "cat /var/lib/mlflow-drill/last.json"))
+    assert (told["set"], told["passed"], told["problem"]) == (latest, True, "")
+    assert "Drill passed" in on_server(deployment, "journalctl --quiet --identifier=mlflow-drill --output=cat")

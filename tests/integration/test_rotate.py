@@ -1,8 +1,10 @@
-"""Secrets are replaced by one run while clients work; what was there before is refused, and disabled."""
+"""Secrets are replaced by one run while clients work, and the certificate by the operator's own."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import pathlib
 import secrets
 import subprocess
 import threading
@@ -11,6 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import requests
+
+from emulator.certificates import issue_server, make_authority
 
 VERSIONS = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions"
 SECRETS = ("mlflow-admin-password", "mlflow-flask-secret-key")
@@ -136,3 +140,45 @@ def test_the_admin_password_and_the_flask_key_are_replaced_under_load(
     after = play("playbooks/configure.yml", "--tags", "server_secrets,mlflow")
     assert after.code == 0, after.output
     assert after.changed == 0, after.output
+
+
+def test_a_certificate_of_the_operators_own_takes_the_place_of_the_issued_one(
+    deployment: Any, cloud: Any, play: Play, tmp_path: pathlib.Path
+) -> None:
+    secret = VERSIONS.format("company-certificate").removesuffix("/versions")
+    collection, _, name = secret.rpartition("/")
+    cloud.call("POST", f"{collection}?secretId={name}", {"replication": {"automatic": {}}}).raise_for_status()
+    authority, authority_key = make_authority("A company's own authority")
+    trusted = tmp_path / "authority.pem"
+    trusted.write_text(authority)
+    own = ("-e", f"platform_existing_certificate={name}")
+    tags = ("--tags", "server_secrets,nginx,certbot")
+
+    def served(bundle: pathlib.Path) -> int:
+        proxies = {"https": deployment.environment["HTTPS_PROXY"]}
+        return requests.get(f"{deployment.url}/health", proxies=proxies, verify=str(bundle), timeout=30).status_code
+
+    def add(*names: str) -> None:
+        certificate, key = issue_server(authority, authority_key, names[0], list(names))
+        data = base64.b64encode(f"{key}{certificate}".encode()).decode()
+        cloud.call("POST", f"{secret}:addVersion", {"payload": {"data": data}}).raise_for_status()
+
+    add("another.localhost")
+    granted = play("playbooks/provision.yml", "--tags", "gcp_secret", *own)
+    assert (granted.code, granted.changed) == (0, 1), granted.output
+    refused = play("playbooks/configure.yml", *tags, *own)
+    assert refused.code != 0
+    assert "is not a certificate of mlflow.localhost with its key" in refused.output
+    assert served(deployment.ca_bundle) == 200
+
+    add("mlflow.localhost")
+    taken = play("playbooks/configure.yml", *tags, *own, "-vvv")
+    assert taken.code == 0, taken.output
+    assert "PRIVATE KEY" not in taken.output
+    assert served(trusted) == 200
+
+    assert play("playbooks/configure.yml", *tags).code == 0
+    assert served(deployment.ca_bundle) == 200
+    cloud.call("DELETE", secret).raise_for_status()
+    after = play("playbooks/configure.yml", *tags)
+    assert (after.code, after.changed) == (0, 0), after.output

@@ -21,6 +21,8 @@ PROJECT = "demo-project"
 COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
 SQL = f"https://sqladmin.googleapis.com/v1/projects/{PROJECT}/instances"
 DNS = f"https://dns.googleapis.com/dns/v1/projects/{PROJECT}/managedZones"
+SECRETS = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets"
+ACCOUNT = f"mlflow-server@{PROJECT}.iam.gserviceaccount.com"
 ACCOUNTS = f"https://iam.googleapis.com/v1/projects/{PROJECT}/serviceAccounts"
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 NETWORKING = "https://servicenetworking.googleapis.com/v1/services/servicenetworking.googleapis.com"
@@ -32,6 +34,7 @@ EXISTING = {
     "platform_existing_subnetwork": "shared-west",
     "platform_existing_bucket": "shared-artifacts",
     "platform_existing_sql_instance": "shared-db",
+    "platform_existing_certificate": "certificate",
     "platform_dns_zone": "example-com",
 }
 PROVISION = ("playbooks/preflight.yml", "playbooks/provision.yml")
@@ -59,6 +62,8 @@ def test_a_deployment_comes_and_goes_and_nothing_of_others_changes(
     assert machine["networkInterfaces"][0]["subnetwork"].endswith("/subnetworks/shared-west")
     own = {name.split("/")[-1] for name in theirs.server.cloud.state.resources.keys() - before["resources"].keys()}
     assert {"mlflow", "mlflow_auth", "mlflow-allow-https", "mlflow-admin-password"} <= own
+    reader = {"role": "roles/secretmanager.secretAccessor", "members": [f"serviceAccount:{ACCOUNT}"]}
+    assert reader in theirs.call("GET", f"{SECRETS}/certificate:getIamPolicy")["bindings"]
 
     theirs.call("PATCH", RECORD, {"rrdatas": ["203.0.113.9"]})
     again, changed = play("playbooks/provision.yml", inventory=inventory)
@@ -78,6 +83,7 @@ def test_what_is_not_fit_is_refused_all_at_once(theirs: Running, make_inventory:
             "platform_subnetwork_cidr": "10.30.0.0/16",
             "platform_existing_bucket": "no-such-bucket",
             "platform_existing_service_account": "no-such-account",
+            "platform_existing_certificate": "no-such-certificate",
             "platform_dns_zone": "example-org",
             "platform_sql_database_version": "POSTGRES_18",
         }
@@ -86,11 +92,12 @@ def test_what_is_not_fit_is_refused_all_at_once(theirs: Running, make_inventory:
 
     refused, _ = play("playbooks/site.yml", inventory=inventory, code=2)
 
-    assert "6 problem(s) found, nothing was created or changed" in refused, refused
+    assert "7 problem(s) found, nothing was created or changed" in refused, refused
     for said in (
         "overlaps 10.30.0.0/24, the subnetwork shared-west",
         "no bucket of this name",
         "no service account of this name",
+        "no secret with a version of this name",
         "no managed zone of this name",
         "write POSTGRES_17",
         "quota STATIC_ADDRESSES",
@@ -206,6 +213,8 @@ def theirs(running: Running) -> Iterator[Running]:
     running.call("POST", upload, {"somebody": "else's"})
     make(SQL, DATABASE)
     make(f"{SQL}/shared-db/databases", {"name": "theirs"})
+    running.call("POST", f"{SECRETS}?secretId=certificate", {"replication": {"automatic": {}}})
+    running.call("POST", f"{SECRETS}/certificate:addVersion", {"payload": {"data": "cGVt"}})
     running.call("POST", DNS, {"name": "example-com", "dnsName": "example.com.", "description": "ours"})
     running.call("POST", f"{DNS}/example-com/rrsets", THEIR_RECORD)
     yield running

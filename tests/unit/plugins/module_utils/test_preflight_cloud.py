@@ -46,6 +46,7 @@ VARIABLES: dict[str, Any] = {
     "platform_existing_bucket": "",
     "platform_existing_sql_instance": "",
     "platform_existing_service_account": "",
+    "platform_existing_certificate": "",
     "platform_dns_zone": "",
     "platform_kms_key": "",
     "gcp_instance_disk_type": "pd-balanced",
@@ -61,6 +62,7 @@ EXISTING = {
     "platform_sql_instance": "shared-db",
     "platform_existing_service_account": "mlflow-server",
     "platform_dns_zone": "example-com",
+    "platform_existing_certificate": "certificate",
 }
 GLOBAL = "https://www.googleapis.com/compute/v1/projects/demo-project/global/networks"
 DISABLED = {"error": {"message": "not used before", "details": [{"reason": "SERVICE_DISABLED"}]}}
@@ -127,6 +129,7 @@ GOOD_EXISTING: dict[str, Response] = {
     ),
     "serviceAccounts/mlflow-server@demo-project.iam.gserviceaccount.com": (200, {}),
     "managedZones/example-com": (200, {"dnsName": "example.com.", "visibility": "public"}),
+    "secrets/certificate/versions/latest": (200, {"state": "ENABLED"}),
 }
 
 
@@ -368,6 +371,11 @@ def test_what_is_there_already_and_fit_has_no_problem() -> None:
             existing("serviceAccounts/mlflow-server@demo-project.iam.gserviceaccount.com", disabled=True),
             "platform_existing_service_account",
             "disabled",
+        ),
+        (
+            existing("secrets/certificate/versions/latest", state="DISABLED"),
+            "platform_existing_certificate",
+            "not enabled",
         ),
         (existing("managedZones/example-com", dnsName="example.org."), "platform_dns_zone", "example.org."),
         (existing("managedZones/example-com", dnsName="ample.com."), "platform_dns_zone", "ample.com."),

@@ -51,6 +51,7 @@ def healthy() -> dict[str, Any]:
             "mlflow-backup.service": unit("inactive"),
         },
         "last_set": {"name": "20261125T020000Z", "ended": hours_ago(10)},
+        "last_drill": {"set": "20261125T020000Z", "passed": True, "problem": "", "ended": hours_ago(24 * 20)},
         "packages": {name: {"version": "1.2"} for name in ("nginx", "certbot", "google-cloud-ops-agent")},
         "proxy": {"version": "2.25.2"},
         "proxy_ready": {"text": "ok"},
@@ -238,6 +239,14 @@ def test_everything_well_is_healthy_and_leaves_nothing_to_do():
         ),
         ({f"{SERVER}last_set": {}}, "Last nightly set", "degraded", "none yet", "playbooks/backup.yml"),
         ({f"{SERVER}last_set": {"error": "no JSON"}}, "Last nightly set", "unknown", "no JSON", "--tags server_backup"),
+        (
+            {f"{SERVER}last_drill__passed": False, f"{SERVER}last_drill__problem": "Import: no space"},
+            "Last drill",
+            "degraded",
+            "failed 20 d ago with 20261125T020000Z: Import: no space",
+            "playbooks/drill.yml",
+        ),
+        ({f"{SERVER}last_drill": {"error": "no JSON"}}, "Last drill", "unknown", "no JSON", "playbooks/drill.yml"),
     ],
 )
 def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, health, text, command):
@@ -284,6 +293,8 @@ def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, hea
             "info",
             "none yet",
         ),
+        ({f"{SERVER}last_drill": {}}, "Last drill", "info", "none yet: no set was ever restored"),
+        ({f"{SERVER}last_drill__ended": hours_ago(24 * 36)}, "Last drill", "notice", "passed 36 d ago"),
     ],
 )
 def test_what_breaks_nothing_is_shown_and_does_not_make_the_verdict(change, name, health, text):
@@ -298,6 +309,16 @@ def test_limits_are_the_operators():
     report = status.judge(facts, strict, DEPLOYMENT, NOW)
     names = {one.name for one in report.rows if one.health == "degraded"}
     assert names == {"Certificate", "Disk", "Memory", "Connections", "Last backup", "Last nightly set"}
+
+
+def test_a_certificate_of_the_operators_own_is_renewed_by_nobody_else():
+    facts = healthy()
+    facts["door"]["certificate"]["days_left"] = 5
+    del facts["servers"][0]["server"]["units"]["certbot.timer"]
+    own = dataclasses.replace(DEPLOYMENT, renewal_role="server_secrets")
+    report = status.judge(facts, status.Limits(), own, NOW)
+    (wrong,) = (one for one in report.rows if one.health == "degraded")
+    assert (wrong.name, wrong.command.split()[-2:]) == ("Certificate", ["--tags", "server_secrets,nginx"])
 
 
 def test_nights_without_a_set_may_be_what_the_inventory_says():
