@@ -253,10 +253,10 @@ class Session:
                     return read(response)
             except google.auth.exceptions.RefreshError as error:
                 raise CloudError(f"{purpose}: Google refused the credentials ({error.args[0]}): {SIGN_IN}") from error
-            except requests.exceptions.SSLError as error:
-                fix = "let REQUESTS_CA_BUNDLE name the certificates of the authority in between"
-                raise CloudError(f"{purpose}: TLS failed ({error}): {fix}") from error
             except PASSING_ERRORS as error:
+                if isinstance(error, requests.exceptions.SSLError) and not _was_cut_off(error):
+                    fix = "let REQUESTS_CA_BUNDLE name the certificates of the authority in between"
+                    raise CloudError(f"{purpose}: TLS failed ({error}): {fix}") from error
                 if _was_not_sent(error):
                     problem = CloudError(f"{purpose}: {urlsplit(url).hostname} could not be reached ({error})")
                     continue
@@ -333,6 +333,11 @@ def _was_not_sent(error: Exception) -> bool:
         is_refused = isinstance(original, OSError) and "Tunnel connection failed" in str(original)
         return is_refused or isinstance(original, urllib3.exceptions.NewConnectionError)
     return isinstance(error, requests.exceptions.ConnectTimeout)
+
+
+def _was_cut_off(error: requests.exceptions.SSLError) -> bool:
+    """Return whether TLS ended as a connection that is lost ends, and not for what either side is."""
+    return "SSLEOFError" in repr(error) or "SSLZeroReturnError" in repr(error)
 
 
 def _refusal(response: Any, purpose: str) -> ApiError:

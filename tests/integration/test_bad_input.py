@@ -54,7 +54,7 @@ def test_bad_values_are_reported_together(play: Play, make_inventory: Callable[.
         platform_server_name="Server 1",
         platform_mlflow_version="3.16.1",
         platform_https_source_ranges=["everybody"],
-        platform_mlflow_users=[{"name": "ann@example.com"}, "bob", {"name": "admin"}],
+        platform_mlflow_users=[{"name": "ann lee"}, "bob", {"name": "admin"}],
     )
 
     refused = play(PREFLIGHT, inventory=inventory)
@@ -66,7 +66,7 @@ def test_bad_values_are_reported_together(play: Play, make_inventory: Callable[.
         "platform_server_name = 'Server 1'",
         "mlflow_version = '3.16.1'",
         "platform_https_source_ranges = ['everybody']",
-        "platform_mlflow_users[0].name = 'ann@example.com'",
+        "platform_mlflow_users[0].name = 'ann lee'",
         "platform_mlflow_users[1] = 'bob'",
         "platform_mlflow_users[2].name = 'admin'",
     ):

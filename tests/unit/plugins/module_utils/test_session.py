@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import http.client
+import ssl
 
 import google.auth.credentials
 import google.auth.exceptions
@@ -147,6 +148,13 @@ def test_a_tls_failure_comes_with_its_fix(cloud, google, fault):
     google.faults.append(fault("GET", BUCKET, raises=requests.exceptions.SSLError("self-signed")))
     with pytest.raises(CloudError, match=r"TLS failed \(self-signed\): .*REQUESTS_CA_BUNDLE"):
         get(cloud)
+
+
+def test_a_connection_that_is_cut_off_within_tls_is_tried_again(cloud, google, fault):
+    google.store[BUCKET] = {"name": "a"}
+    cut = requests.exceptions.SSLError(ssl.SSLEOFError(8, "[SSL: UNEXPECTED_EOF_WHILE_READING]"))
+    google.faults.append(fault("GET", BUCKET, raises=cut))
+    assert get(cloud)
 
 
 def test_a_failure_on_the_way_to_a_token_is_told_like_any_other(cloud, monkeypatch):
