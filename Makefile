@@ -172,8 +172,14 @@ FIRST := images
 TESTS := integration scenario-upgrade unit $(addprefix scenario-,$(filter-out upgrade,$(SCENARIOS))) sanity
 
 .PHONY: test
+test: export PYTEST_ADDOPTS := -m "not long"
 test: .venv/installed ## Everything CI runs, from nothing
 	@# Lint needs no image, and making those needs no whole processor.
 	@$(MAKE) --no-print-directory logged-lint & lint=$$!; failed=0; \
 		$(MAKE) --no-print-directory $(FIRST) wheels browser && $(SIDE_BY_SIDE) $(addprefix logged-,$(TESTS)) || failed=1; \
 		wait $$lint && exit $$failed
+
+.PHONY: long
+long: images wheels browser ## What `make test` leaves out for the time it takes: before a release
+	molecule test -s upgrade
+	pytest -q --durations=25 -m long tests/integration

@@ -249,6 +249,7 @@ def made(cloud: Any) -> Any:
     return names, {one["role"]: sorted(one["members"]) for one in policy}
 
 
+@pytest.mark.long
 def test_a_drill_that_fails_says_so_and_the_next_one_removes_what_it_left(
     nightly: str, deployment: Any, cloud: Any, play: Play, environment: dict[str, str], run_id: str
 ) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import requests
 
 from emulator.certificates import issue_server, make_authority
@@ -142,6 +143,7 @@ def test_the_admin_password_and_the_flask_key_are_replaced_under_load(
     assert after.changed == 0, after.output
 
 
+@pytest.mark.long
 def test_a_certificate_of_the_operators_own_takes_the_place_of_the_issued_one(
     deployment: Any, cloud: Any, play: Play, tmp_path: pathlib.Path
 ) -> None:

@@ -182,6 +182,7 @@ def test_rollback_is_live_within_a_minute(host: Host, begin, clients) -> None:
     assert seconds < 60
 
 
+@pytest.mark.long
 def test_another_patch_release_fails_no_request(host: Host, converge, clients) -> None:
     with clients():
         changed = converge(version="3.17.1")
@@ -192,6 +193,7 @@ def test_another_patch_release_fails_no_request(host: Host, converge, clients) -
     assert "older than 3.17.1, which serves" in " ".join(refused.stdout.split())
 
 
+@pytest.mark.long
 def test_a_version_that_starts_but_is_broken_never_goes_live(host: Host, converge, clients) -> None:
     before = live(host)
     packages = "/opt/mlflow/releases/3.17.2-*/lib/python3*/site-packages"
@@ -209,6 +211,7 @@ def test_a_version_that_starts_but_is_broken_never_goes_live(host: Host, converg
     assert (live(host), running(host)) == (before, [before])
 
 
+@pytest.mark.long
 def test_an_upgrade_whose_schema_stays_asks_nothing_and_fails_no_request(host: Host, converge, clients) -> None:
     with clients():
         upgraded = converge(**UPGRADE)
