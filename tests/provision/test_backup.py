@@ -95,3 +95,41 @@ def test_an_upgrade_takes_a_set_before_another_version_alone(world: World, play:
         done = run(play, "upgrade", *arguments)
         assert done.code == 0, done.output
         assert called(world, since).count("sql.instances.export") == exports
+
+
+def kept(world: World) -> Any:
+    """Return what there is, and who may do what with it."""
+    tables = world.tables()
+    return tables["resources"], tables["objects"], {name: one["bindings"] for name, one in tables["policies"].items()}
+
+
+def test_a_drill_leaves_nothing_whatever_happens_and_a_check_writes_nothing(world: World, play: Play) -> None:
+    with world.untouched():
+        checked = run(play, "drill", "--check")
+        assert checked.code == 0, checked.output
+    before = kept(world)
+    faults = world.running.server.faults
+    faults.append({"method": "sql.instances.import", "times": 1, "operation_error": "No space."})
+    faults.append({"method": "sql.instances.delete", "times": 1, "status": 403})
+    stopped = run(play, "drill")
+    assert stopped.code != 0
+    assert "No space." in stopped.output
+    assert faults == []
+    since = world.count
+    passed = run(play, "drill")
+    assert passed.code == 0, passed.output
+    assert "Drill passed: backup set " in passed.output
+    # The instance that the first one could not remove goes first.
+    assert [one for one in called(world, since) if one.startswith(("sql", "compute.instances"))] == [
+        "sql.instances.delete",
+        "sql.instances.insert",
+        "sql.databases.insert",
+        "sql.databases.insert",
+        "sql.users.insert",
+        "sql.instances.import",
+        "sql.instances.import",
+        "compute.instances.insert",
+        "compute.instances.delete",
+        "sql.instances.delete",
+    ]
+    assert kept(world) == before
