@@ -136,8 +136,9 @@ molecule: images wheels ## Every server role on Debian 12 and 13, in systemd con
 
 scenario-%:
 	molecule test -s $* $(OPTIONS_$*)
-# The clients of an upgrade work for a quarter of an hour: on one system here, on both by `molecule test -s upgrade`.
+# These two take longest: on one system here, on both by `make long`. Integration has MLflow on Debian 12.
 OPTIONS_upgrade := --platform-name upgrade-debian-13
+OPTIONS_mlflow := --platform-name mlflow-debian-13
 
 logged-%: # One target; its log is printed when it fails.
 	@mkdir -p build/logs
@@ -182,4 +183,5 @@ test: .venv/installed ## Everything CI runs, from nothing
 .PHONY: long
 long: images wheels browser ## What `make test` leaves out for the time it takes: before a release
 	molecule test -s upgrade
+	molecule test -s mlflow
 	pytest -q --durations=25 -m long tests/integration

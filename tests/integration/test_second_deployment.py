@@ -95,8 +95,15 @@ def test_an_empty_project_is_checked_then_interrupted(
 @pytest.mark.parametrize(
     ("method", "fault", "said"),
     [
-        ("storage.buckets.insert", {"no_answer": "before", "times": 1000}, "no answer from"),
-        ("secretmanager.projects.secrets.create", {"status": 503, "times": 1000}, "(HTTP 503"),
+        # For each method alone these two are in tests/provision.
+        pytest.param(
+            *("storage.buckets.insert", {"no_answer": "before", "times": 1000}, "no answer from"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *("secretmanager.projects.secrets.create", {"status": 503, "times": 1000}, "(HTTP 503"),
+            marks=pytest.mark.long,
+        ),
         ("sql.instances.insert", {"operation_error": "The zone has no room."}, "The zone has no room."),
         ("compute.instances.insert", {"operation_hangs": True}, None),
     ],
@@ -196,6 +203,7 @@ def test_the_engine_cannot_be_changed_behind_the_operators_back(
     assert "databaseVersion" in runs[0].output
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("before")
 def test_a_larger_machine_takes_a_stop_that_is_allowed(
     play: Play, cloud: Any, protected: pathlib.Path, written: Written

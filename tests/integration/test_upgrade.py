@@ -24,6 +24,7 @@ def test_an_upgrade_to_the_version_that_serves_changes_nothing(play: Play) -> No
         assert again.changed == 0, again.output
 
 
+@pytest.mark.long
 def test_a_change_of_settings_is_taken_back_by_rollback(play: Play, deployment: Any) -> None:
     before = live(deployment.server)
     changed = play("playbooks/configure.yml", "--tags", "mlflow", "-e", "mlflow_auth_cache_ttl_seconds=61")
