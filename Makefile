@@ -181,7 +181,8 @@ test: .venv/installed ## Everything CI runs, from nothing
 		wait $$lint && exit $$failed
 
 .PHONY: long
-long: images wheels browser ## What `make test` leaves out for the time it takes: before a release
+long: images wheels browser ## With what `make test` leaves out for the time it takes: before a release
 	molecule test -s upgrade
 	molecule test -s mlflow
-	pytest -q --durations=25 -m long tests/integration
+	@# Whole, as some of its tests go on from others.
+	pytest -q --durations=25 tests/integration
