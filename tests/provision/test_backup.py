@@ -114,6 +114,9 @@ def test_a_drill_leaves_nothing_whatever_happens_and_a_check_writes_nothing(worl
     stopped = run(play, "drill")
     assert stopped.code != 0
     assert "No space." in stopped.output
+    # Both are told, where an alert looks too.
+    assert "Not all was removed: " in stopped.output
+    assert "Drill failed: backup set " in stopped.output
     assert faults == []
     since = world.count
     passed = run(play, "drill")
