@@ -38,6 +38,8 @@ _VM_SCRIPT = f"""set -eu
   iproute2 procps curl gnupg openssl sudo cron >/dev/null
 update-ca-certificates >/dev/null 2>&1
 chmod 0755 /usr/local/sbin/emulated-guest
+install -d /var/cache/emulated-guest
+echo 'import emulated_guest' >/usr/lib/python3/dist-packages/emulated_guest.pth
 systemctl -q enable emulated-guest.service
 systemctl -q mask getty.target console-getty.service systemd-udevd.service apt-daily.timer apt-daily-upgrade.timer
 install -d /etc/systemd/system.conf.d
@@ -143,6 +145,7 @@ class _Image:
 def _images() -> list[_Image]:
     guest = (
         (_HERE / "guest/emulated-guest", "/usr/local/sbin/emulated-guest"),
+        (_HERE / "guest/emulated_guest.py", "/usr/lib/python3/dist-packages/emulated_guest.py"),
         (_HERE / "guest/emulated-guest.service", "/etc/systemd/system/emulated-guest.service"),
     )
     machines = [_Image(f"mlflow-gcp/vm:{family}", suite, _VM_SCRIPT, guest) for family, suite in SUITES.items()]

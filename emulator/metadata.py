@@ -2,11 +2,13 @@
 
 import json
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
 from emulator.cloud import Cloud
+from emulator.errors import ApiError
 from emulator.iam import TOKEN_SECONDS
 from emulator.oauth import IdentityKey
 from emulator.services.compute import external_ip, instances
@@ -19,11 +21,19 @@ _ROOT = "/computeMetadata/v1"
 class Metadata:
     """Answers on port 80; a caller that is no instance gets 404 for everything but the root."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Cloud, fault: Callable[[str, bool], Awaitable[Any]]) -> None:
         self._cloud = cloud
+        self._fault = fault
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Serves one request as https://cloud.google.com/compute/docs/metadata/querying-metadata describes."""
+        """Serves one request as https://cloud.google.com/compute/docs/metadata/querying-metadata describes.
+
+        Of a fault of the method `metadata` the status counts.
+        """
+        try:
+            await self._fault("metadata", False)
+        except ApiError as error:
+            return web.Response(status=error.code, text=f"{error.message}\n", headers=_HEADERS)
         if request.path == "/":
             return web.Response(text="computeMetadata/\n", headers=_HEADERS)
         if request.headers.get("Metadata-Flavor") != "Google" or "X-Forwarded-For" in request.headers:

@@ -134,7 +134,7 @@ class Server:
         tls.load_cert_chain(directory / "server.pem", directory / "server.key")
         settings = self.settings
         settings.tls_port = await self._listen(self.answer, settings.listen, settings.tls_port, tls)
-        metadata = Metadata(self.cloud)
+        metadata = Metadata(self.cloud, self._fault)
         settings.metadata_port = await self._listen(metadata.answer, settings.listen, settings.metadata_port)
         admin_port = await self._listen(self.administer, "127.0.0.1", 0)
         self._proxy = Proxy(settings.tls_port, admin_port, self._is_google, self.cloud.effects.address_of_domain)

@@ -282,11 +282,12 @@ def tell_systemd_while_alive(path: pathlib.Path) -> None:
     """Asks the server over and over, and passes each answer on: where none comes for WatchdogSec=, systemd restarts.
 
     What it asks needs no database and no free thread: a busy server, and one whose database is away, answer. Until the
-    first answer the server is starting, which takes what it takes on a busy machine: TimeoutStartSec= ends that.
+    unit's ExecStartPost= says that it has started, it may take what it takes on a busy machine: TimeoutStartSec= ends
+    that. The answers do not tell: a server that hung between the first two times it is asked was never heard.
     https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
     """
     seconds = int(os.environ["WATCHDOG_USEC"]) / 1_000_000 / 4
-    has_answered = False
+    started = path.with_name("started")
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
             server.settimeout(seconds)
@@ -296,8 +297,7 @@ def tell_systemd_while_alive(path: pathlib.Path) -> None:
                 is_alive = server.recv(12) == b"HTTP/1.1 200"
             except OSError:
                 is_alive = False
-        has_answered = has_answered or is_alive
-        if is_alive or not has_answered:
+        if is_alive or not started.exists():
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
                 manager.sendto(b"WATCHDOG=1", os.environ["NOTIFY_SOCKET"])
         time.sleep(seconds)

@@ -135,6 +135,8 @@ def test_the_metadata_server_knows_its_caller_by_address(
         "127.0.0.1"
     )
     assert requests.get(f"{root}/name", timeout=5).status_code == 403
+    cloud.server.faults.append({"method": "metadata", "times": 1, "status": 503})
+    assert requests.get(f"{root}/name", timeout=5, headers=flavor).status_code == 503
     assert requests.get(f"{root}/name", timeout=5, headers=flavor).text == "mlflow-1"
     assert requests.get(f"{root}/attributes/enable-oslogin", timeout=5, headers=flavor).text == "TRUE"
     assert requests.get(f"{root}/service-accounts/", timeout=5, headers=flavor).text.splitlines()[0] == "default/"
