@@ -175,18 +175,19 @@ def metadata_unavailable_at_boot(place: Place) -> None:
 
 
 def memory_runs_out(place: Place) -> None:
-    """What no worker may have is taken by another program, until the kernel ends one of them."""
+    """Another program takes all there is, until the kernel ends a worker, or what it is a worker of."""
     used = int(place.shell("ps -eo rss= | awk '{ sum += $1 } END { print sum }'")) * 1024
     docker("update", f"--memory={used}", f"--memory-swap={used}", place.server)
     try:
         place.shell(f"""python3 - {WORKERS} <<'EOF'
-import os, sys
+import os, sys, time
 held = []
 while all(os.path.exists("/proc/" + worker) for worker in sys.argv[1:]):
     held.append(b"x" * 2**22)
+    time.sleep(0.02)
 EOF""")
     finally:
-        docker("update", "--memory=-1", "--memory-swap=-1", place.server)
+        docker("update", "--memory=1024g", "--memory-swap=1024g", place.server)
 
 
 def temporary_files_full(place: Place) -> None:
@@ -237,7 +238,7 @@ LONG_FAULTS: dict[str, Callable[[Place], Any]] = {
     f"the database is killed, and there again after {AWAY_SECONDS} s": database_killed,
     f"the bucket answers 503 for {AWAY_SECONDS} s": bucket_unavailable,
     f"the metadata server answers 503 for {AWAY_SECONDS} s at boot": metadata_unavailable_at_boot,
-    "memory runs out, and the kernel ends a worker": memory_runs_out,
+    "memory runs out, and the kernel ends a process of MLflow": memory_runs_out,
     f"/tmp is full for {AWAY_SECONDS} s": temporary_files_full,
     f"the certificate has expired, and certbot.timer comes after {AWAY_SECONDS} s": certificate_expired,
 }
