@@ -1,4 +1,4 @@
-"""Writes docs/resources.md and docs/variables.md from the table of kinds and the roles."""
+"""Writes docs/resources.md, docs/variables.md and docs/alerts.md from the table of kinds and the roles."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jinja2
 import yaml
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.kinds import KINDS
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Resource, Wanted, resource_of
@@ -39,6 +40,17 @@ VARIABLES = """\
 Written by `make docs` from the roles' `meta/argument_specs.yml` and `group_vars/all/platform.yml`.
 
 """
+ALERTS = """\
+# Alerts, and what to do
+
+Written by `make docs` from `roles/gcp_observability`; a test keeps it up to date. Each alert brings the same steps in
+its mail. Here DOMAIN, SERVER, DATABASE and PROJECT stand for the deployment's own, and limits are the role's defaults.
+
+"""
+NEEDS = {
+    "check": "with the uptime check (`gcp_observability_uptime_enabled`)",
+    "sets": "with nightly backup sets (`platform_backup_enabled`)",
+}
 
 
 def load(path: pathlib.Path) -> Any:
@@ -164,6 +176,34 @@ def reference() -> str:
     return VARIABLES + "\n".join(lines) + "\n"
 
 
+def alerts() -> str:
+    """Return the content of alerts.md."""
+    role = ROOT / "roles/gcp_observability"
+    own, values = load(role / "vars/main.yml"), load(role / "defaults/main.yml")
+    values |= {f"gcp_observability_{name}": name.upper() for name in ("domain", "server", "database", "project")}
+
+    def render(text: str) -> str:
+        shell = own["__gcp_observability_shell"]
+        while "{{" in text:
+            text = jinja2.Template(text, undefined=jinja2.StrictUndefined).render(
+                values, __gcp_observability_shell=shell
+            )
+        return text
+
+    lines = ["| alert | severity | |", "|---|---|---|"]
+    sections = []
+    for alert in own["__gcp_observability_alerts"]:
+        title = render(alert["title"])
+        lines.append(line(f"[{title}](#{anchor(title)})", alert["severity"], NEEDS.get(alert.get("needs"), "")))
+        sections += ["", f"## {title[0].upper()}{title[1:]}", "", render(alert["next"])]
+    return ALERTS + "\n".join(lines + sections) + "\n"
+
+
+def anchor(title: str) -> str:
+    """Return what a heading is linked by."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
 def flow(value: Any) -> str:
     """Return a value as one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
@@ -184,7 +224,7 @@ def line(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-PAGES = {"resources.md": resources, "variables.md": reference}
+PAGES = {"resources.md": resources, "variables.md": reference, "alerts.md": alerts}
 
 if __name__ == "__main__":
     for name, content in PAGES.items():
