@@ -135,10 +135,7 @@ molecule: images wheels ## Every server role on Debian 12 and 13, in systemd con
 	@$(SIDE_BY_SIDE) $(addprefix logged-scenario-,$(SCENARIOS))
 
 scenario-%:
-	molecule test -s $* $(OPTIONS_$*)
-# These two take longest: on one system here, on both by `make long`. Integration has MLflow on Debian 12.
-OPTIONS_upgrade := --platform-name upgrade-debian-13
-OPTIONS_mlflow := --platform-name mlflow-debian-13
+	molecule test -s $* $(if $(MOLECULE_SYSTEM),--platform-name $*-$(MOLECULE_SYSTEM))
 
 logged-%: # One target; its log is printed when it fails.
 	@mkdir -p build/logs
@@ -174,6 +171,8 @@ TESTS := integration scenario-upgrade unit $(addprefix scenario-,$(filter-out up
 
 .PHONY: test
 test: export PYTEST_ADDOPTS := -m "not long"
+# Integration has every role of the servers on Debian 12; `make long` has both.
+test: export MOLECULE_SYSTEM := debian-13
 test: .venv/installed ## Everything CI runs, from nothing
 	@# Lint needs no image, and making those needs no whole processor.
 	@$(MAKE) --no-print-directory logged-lint & lint=$$!; failed=0; \
@@ -182,7 +181,6 @@ test: .venv/installed ## Everything CI runs, from nothing
 
 .PHONY: long
 long: images wheels browser ## With what `make test` leaves out for the time it takes: before a release
-	molecule test -s upgrade
-	molecule test -s mlflow
+	@for scenario in $(SCENARIOS); do molecule test -s $$scenario || exit 1; done
 	@# Whole, as some of its tests go on from others.
 	pytest -q --durations=25 tests/integration
