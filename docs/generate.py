@@ -47,10 +47,7 @@ Written by `make docs` from `roles/gcp_observability`; a test keeps it up to dat
 its mail. Here DOMAIN, SERVER, DATABASE and PROJECT stand for the deployment's own, and limits are the role's defaults.
 
 """
-NEEDS = {
-    "check": "with the uptime check (`gcp_observability_uptime_enabled`)",
-    "sets": "with nightly backup sets (`platform_backup_enabled`)",
-}
+NEEDS = {"check": "with `gcp_observability_uptime_enabled`", "sets": "with `gcp_observability_sets_enabled`"}
 
 
 def load(path: pathlib.Path) -> Any:

@@ -230,9 +230,9 @@ FAULTS: dict[str, Callable[[Place], Any]] = {
     "NGINX is killed": lambda place: place.shell("systemctl kill --signal=KILL nginx"),
     "the database restarts": database_restarts,
     "the virtual machine restarts": lambda place: docker("restart", place.server),
+    "MLflow hangs as soon as it has started, its socket open": hang,
 }
 LONG_FAULTS: dict[str, Callable[[Place], Any]] = {
-    "MLflow hangs as soon as it has started, its socket open": hang,
     f"the database is away for {AWAY_SECONDS} s": database_away,
     f"the database is away for {AWAY_SECONDS} s at boot": database_away_at_boot,
     f"the database is killed, and there again after {AWAY_SECONDS} s": database_killed,

@@ -13,7 +13,7 @@ from tests.structure.test_readmes import playbook
 from tests.unit.emulator.conftest import PROJECT
 
 ROLES = ["project", "identity", "network", "bucket", "secret", "sql", "backup", "instance", "dns", "observability"]
-# The operator's own, with no variable of these playbooks in it.
+# As whoever tries a role runs it: nothing but the playbook.
 NO_INVENTORY = pathlib.Path("/dev/null")
 
 
