@@ -128,10 +128,10 @@ unit: .venv/installed ## Unit and structure tests, and provisioning without mach
 	pytest -q --durations=25 -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
 SCENARIOS := upgrade mlflow certbot ops_agent cloud_sql_proxy nginx server_secrets upkeep
-SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 --keep-going
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=3 --keep-going
 
 .PHONY: molecule
-molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, two at a time
+molecule: images wheels ## Every server role on Debian 12 and 13, in systemd containers, three at a time
 	@$(SIDE_BY_SIDE) $(addprefix logged-scenario-,$(SCENARIOS))
 
 scenario-%:

@@ -365,3 +365,10 @@ def test_a_start_may_take_longer_than_the_watchdog_waits(host: Host) -> None:
         host.check_output(f"rm -r {shorter} && systemctl daemon-reload")
     assert "Watchdog timeout" not in host.check_output(f"journalctl --unit={unit} --since=-2min --no-pager")
     assert host.run(READY).rc == 0
+
+
+def test_a_build_waits_for_one_that_goes_on(host: Host) -> None:
+    assert host.run("systemctl is-active another-build").stdout.strip() == "inactive"
+    (release,) = host.check_output("ls -d /opt/mlflow/releases/3.17.2-*").split()
+    assert not host.file(f"{release}/of-another-build").exists
+    assert host.file(f"{release}/.complete").exists
