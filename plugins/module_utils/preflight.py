@@ -410,7 +410,11 @@ def _check_key(checker: _Checker) -> None:
 
 def _check_backups(checker: _Checker) -> None:
     # https://cloud.google.com/storage/docs/bucket-lock
-    for variable, lowest, highest in (("platform_backup_hour", 0, 23), ("platform_backup_retention_days", 0, 36499)):
+    for variable, lowest, highest in (
+        ("platform_backup_hour", 0, 23),
+        ("platform_backup_retention_days", 0, 36499),
+        ("platform_gc_days", 0, 36499),
+    ):
         text = str(checker.variables.get(variable))
         if not (text.isdecimal() and lowest <= int(text) <= highest):
             checker.add(variable, f"not a whole number from {lowest} to {highest}", "write one, or leave it out")

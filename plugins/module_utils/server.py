@@ -24,6 +24,8 @@ UNITS = (
     "certbot.timer",
     "mlflow-backup.timer",
     "mlflow-backup.service",
+    "mlflow-gc.timer",
+    "mlflow-gc.service",
 )
 PACKAGES = ("nginx", "certbot", "google-cloud-ops-agent")
 CONFIG = pathlib.Path("/etc/mlflow")
@@ -31,6 +33,8 @@ CONFIG = pathlib.Path("/etc/mlflow")
 LAST_SET = pathlib.Path("/var/lib/mlflow-backup/last.json")
 # What drill.yml leaves.
 LAST_DRILL = pathlib.Path("/var/lib/mlflow-drill/last.json")
+# What mlflow-gc writes when it has removed all that it should.
+LAST_GC = pathlib.Path("/var/lib/mlflow/gc.json")
 COMMAND_SECONDS = 45
 # Run by the release's own Python, which has the drivers. The password is read there, so it is in no command line.
 # numbackends is visible to every user; what it counts in PostgreSQL counts against max_connections.
@@ -80,6 +84,7 @@ def read(proxy_readiness_url: str) -> dict[str, Any]:
         "updates": part(pending_updates),
         "last_set": part(last_set),
         "last_drill": part(last_drill),
+        "last_gc": part(last_gc),
     }
 
 
@@ -200,6 +205,11 @@ def last_set() -> dict[str, Any]:
 def last_drill() -> dict[str, Any]:
     """Return `set`, `passed`, `problem`, `begun` and `ended` of the last drill; nothing where there was none."""
     return dict(json.loads(LAST_DRILL.read_text())) if LAST_DRILL.exists() else {}
+
+
+def last_gc() -> dict[str, Any]:
+    """Return `removed` (by kind), `kept`, `unknown` and `ended` of the last whole removal of what was deleted."""
+    return dict(json.loads(LAST_GC.read_text())) if LAST_GC.exists() else {}
 
 
 def pending_updates() -> dict[str, Any]:

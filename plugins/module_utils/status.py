@@ -153,6 +153,8 @@ def judge(facts: Facts, limits: Limits, deployment: Deployment, now: datetime.da
     for one in servers:
         rows.append(set_row(one, limits, deployment, len(servers) > 1, now))
     rows.append(drill_row(servers, deployment, now))
+    for one in servers:
+        rows.append(gc_row(one, deployment, len(servers) > 1, now))
     rows.append(drift_row(facts["drift"], deployment))
     for one in servers:
         rows += update_rows(one, facts["locked"], deployment, len(servers) > 1, now)
@@ -488,6 +490,29 @@ def drill_row(servers: list[Facts], deployment: Deployment, now: datetime.dateti
     late = (now - moment(ended)).days >= DRILL_DAYS_NOTICE
     text = f"passed {age(ended, now)} ago with {last['set']}"
     return Row("Data", "Last drill", NOTICE if late else OK, text, since=ended, command=drill if late else "")
+
+
+def gc_row(server: Facts, deployment: Deployment, several: bool, now: datetime.datetime) -> Row:
+    """Return the row of what users deleted, and a server removes for good every night, where it is told to."""
+    title, mend = titled("Deleted runs", server, several), deployment.play("configure", "--tags mlflow")
+    if "error" in server:
+        return Row("Data", title, UNKNOWN, f"{server['name']} cannot be asked")
+    units, last = server["server"]["units"], server["server"]["last_gc"]
+    if "error" in units or "error" in last:
+        why = units["error"] if "error" in units else last["error"]
+        return Row("Data", title, UNKNOWN, shortened(why), command=mend)
+    timer = units.get("mlflow-gc.timer") or {"state": "inactive"}
+    if timer["state"] != "active":
+        return Row("Data", title, INFO, "kept: platform_gc_days is 0")
+    ended = str(last.get("ended", ""))
+    done = f"all removed {age(ended, now)} ago" if ended else "none removed yet"
+    if last.get("unknown"):
+        done += f", {last['unknown']} directories of artifacts that nobody knows are left"
+    result = units.get("mlflow-gc.service", {}).get("result", "")
+    if result not in ("", "success"):
+        look = "the last run failed; journalctl --unit=mlflow-gc on the server says why"
+        return Row("Data", title, DEGRADED, f"{look}; {done}", since=ended, command=mend)
+    return Row("Data", title, OK if ended else INFO, done, since=ended)
 
 
 def drift_row(drift: Facts, deployment: Deployment) -> Row:

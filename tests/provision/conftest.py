@@ -43,6 +43,13 @@ STAMPS = {
     *("id", "uniqueId", "oauth2ClientId"),
 }
 Json = dict[str, Any]
+# What an environment can do without, and may ask for.
+OTHERWISE: Json = {
+    "platform_domain": "mlflow.example.com",
+    "platform_dns_zone": "example-com",
+    "platform_log_destination": "dataset",
+    "platform_sql_private_service_connect_enabled": True,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,18 +379,12 @@ def provisioned(clean_world: World, empty: Json, play: Callable[..., Run]) -> tu
 def provisioned_otherwise(
     clean_world: World, empty: Json, play: Callable[..., Run], make_inventory: Callable[..., pathlib.Path]
 ) -> tuple[list[Task], Json]:
-    """The same where an environment asks for what it can do without."""
+    """The same where an environment asks for more."""
     clean_world.put(empty)
     zone = {"name": "example-com", "dnsName": "example.com.", "description": "The operator's"}
     clean_world.running.server.cloud.state.services[PROJECT].append("dns.googleapis.com")
     clean_world.running.call("POST", f"https://dns.googleapis.com/dns/v1/projects/{PROJECT}/managedZones", zone)
-    asked_for = {
-        "platform_domain": "mlflow.example.com",
-        "platform_dns_zone": "example-com",
-        "platform_log_destination": "dataset",
-        "platform_sql_private_service_connect_enabled": True,
-    }
-    run = play(inventory=make_inventory(**asked_for))
+    run = play(inventory=make_inventory(**OTHERWISE))
     assert run.code == 0, run.errors
     return run.tasks, clean_world.tables()
 

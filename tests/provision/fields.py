@@ -56,6 +56,7 @@ FIXED = {
     "monitoring.alertPolicies mlflow-backup-failed: conditions": "has one condition, as it matches a log",
     "monitoring.alertPolicies mlflow-set-failed: conditions": "has one condition, as it matches a log",
     "monitoring.alertPolicies mlflow-drill-failed: conditions": "has one condition, as it matches a log",
+    "monitoring.alertPolicies mlflow-gc-failed: conditions": "has one condition, as it matches a log",
     "storage.buckets demo-project-mlflow-backups: versioning.enabled": "is not for a bucket with a retention policy",
     "settings.ipConfiguration.privateNetwork": "takes another network that is peered with Google's",
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from tests.provision.conftest import Json, Run, Task, World, begun, by_collection, ended, writes
+from tests.provision.conftest import OTHERWISE, Json, Run, Task, World, begun, by_collection, ended, writes
 
 # Read more than once in a run, and why that is right.
 READ_AGAIN = {
@@ -46,9 +47,26 @@ def test_two_operators_at_once_end_in_the_right_state(
 
 
 def test_a_run_that_changes_nothing_reads_every_resource_once(runs: tuple[list[Run], list[Json]]) -> None:
+    assert_read_once(runs[1])
+
+
+def test_so_does_a_run_with_all_that_may_be_asked_for(
+    clean_world: World,
+    provisioned_otherwise: tuple[list[Task], Json],
+    play: Callable[..., Run],
+    make_inventory: Callable[..., pathlib.Path],
+) -> None:
+    clean_world.put(provisioned_otherwise[1])
+    since = clean_world.count
+    again = play(inventory=make_inventory(**OTHERWISE))
+    assert (again.code, again.changes) == (0, []), again.errors
+    assert_read_once(clean_world.calls(since))
+
+
+def assert_read_once(calls: list[Json]) -> None:
     reads = Counter(
         (call["method"], call["path"])
-        for call in runs[1]
+        for call in calls
         # google-auth looks up where a credential may be used whenever it likes.
         if call["method"] and not call["method"].endswith("getAllowedLocations")
     )

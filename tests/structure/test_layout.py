@@ -66,8 +66,8 @@ def test_server_roles_take_their_steps_in_order(role):
     steps = re.findall(
         r"(?:include|import)_tasks:\s*(?:\n\s+file:\s*)?(\w+)\.yml", (role / "tasks/main.yml").read_text()
     )
-    # What is kept in a service, such as its users, needs it running.
-    known = ["preflight", "install", "configure", "service", "users"]
+    # What is kept in a service, such as its users, and what is done with it need it running.
+    known = ["preflight", "install", "configure", "service", "users", "gc"]
     assert steps == [step for step in known if step in steps]
     assert steps
     assert (role / "tasks/health.yml").exists()

@@ -117,8 +117,9 @@ def test_release_belongs_to_root_and_its_page_is_compressed(host: Host) -> None:
     assert host.check_output(f"gzip --decompress --stdout {main}.gz | cmp - {main} && echo same") == "same"
 
 
-def test_unit_is_confined(host: Host) -> None:
-    unit = host.check_output("systemctl show -P Id mlflow.service")
+@pytest.mark.parametrize("unit", ["mlflow", "mlflow-gc"])
+def test_unit_is_confined(host: Host, unit: str) -> None:
+    unit = host.check_output(f"systemctl show -P Id {unit}.service")
     report = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -1")
     assert float(report.split(f"{unit}:")[1].split()[0]) <= 1.5
 
@@ -137,6 +138,34 @@ def test_a_worker_goes_first_where_memory_runs_out(host: Host) -> None:
 def test_the_api_wants_a_login(host: Host, login: str) -> None:
     status, _ = call(host, SEARCH, login=login)
     assert status == 401
+
+
+def logins(host: Host, address: str, user: str, passwords: str) -> list[str]:
+    """Status of one call for each password, from one address as NGINX would say."""
+    curl = f"curl --silent --output /dev/null --unix-socket {LIVE} --write-out '%{{http_code}}\\n'"
+    call = f"{curl} --header 'X-Real-IP: {address}' --user {user}:$password 'http://mlflow.test{SEARCH}'"
+    return host.check_output(f"for password in {passwords}; do {call}; done").split()
+
+
+def test_who_guesses_passwords_waits_and_nobody_else(host: Host) -> None:
+    guesser, other = "203.0.113.9", "203.0.113.10"
+    # Ten by each of the two workers, and one more by each in six seconds.
+    answers = logins(host, guesser, "bob", "$(seq 100)")
+    assert set(answers) == {"401", "429"}
+    assert answers.count("429") >= 60
+    refused = host.check_output(
+        f"for guess in $(seq 200 220); do curl --silent --include --unix-socket {LIVE} --user bob:$guess"
+        f" --header 'X-Real-IP: {guesser}' 'http://mlflow.test{SEARCH}'; done"
+    ).lower()
+    assert "http/1.1 429" in refused
+    told = next(answer for answer in refused.split("http/1.1 ") if answer.startswith("429"))
+    assert "retry-after: 6" in told
+    assert "www-authenticate" not in told
+    assert f"Too many passwords for one user from {guesser}" in journal(host)
+    assert set(logins(host, guesser, "admin", PASSWORD)) == {"200"}
+    assert set(logins(host, other, "bob", "$(cat /etc/credstore/mlflow.user-bob-password)")) == {"200"}
+    # A program with the password of yesterday.
+    assert set(logins(host, other, "bob", "$(yes yesterday | head -60)")) == {"401"}
 
 
 def test_a_host_that_is_not_allowed_is_refused(host: Host) -> None:
@@ -372,3 +401,73 @@ def test_a_build_waits_for_one_that_goes_on(host: Host) -> None:
     (release,) = host.check_output("ls -d /opt/mlflow/releases/3.17.2-*").split()
     assert not host.file(f"{release}/of-another-build").exists
     assert host.file(f"{release}/.complete").exists
+
+
+def api(host: Host, path: str, body: object):
+    """Answer of a call that has to succeed."""
+    status, answer = call(host, f"/api/2.0/mlflow/{path}", body)
+    assert status == 200, answer
+    return answer
+
+
+def run_with_artifact(host: Host, experiment: str) -> str:
+    """Id of a new run with a file in the artifacts."""
+    run = api(host, "runs/create", {"experiment_id": experiment})["run"]["info"]["run_id"]
+    path = f"/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts/note.json"
+    assert call(host, path, {"kept": True}, method="PUT")[0] == 200
+    return run
+
+
+def test_what_was_deleted_long_ago_goes_and_nothing_else(host: Host) -> None:
+    name = f"gc-{time.time_ns()}"
+    kept, gone = (api(host, "experiments/create", {"name": f"{name}-{n}"})["experiment_id"] for n in (1, 2))
+    active, recent, old, registered, stuck = (run_with_artifact(host, kept) for _ in range(5))
+    run_with_artifact(host, gone)
+    api(host, "registered-models/create", {"name": name})
+    source = f"mlflow-artifacts:/{kept}/{registered}/artifacts"
+    api(host, "model-versions/create", {"name": name, "source": source, "run_id": registered})
+    for run in (recent, old, registered, stuck):
+        api(host, "runs/delete", {"run_id": run})
+    # Who may make an experiment may not have another's artifacts removed with it.
+    victim = {"name": f"{name}-thief", "artifact_location": f"mlflow-artifacts:/{kept}/{active}"}
+    thief = api(host, "experiments/create", victim)["experiment_id"]
+    for experiment in (gone, thief):
+        api(host, "experiments/delete", {"experiment_id": experiment})
+    month = "(extract(epoch FROM now() - interval '31 days') * 1000)::bigint"
+    ids = ",".join(f"'{run}'" for run in (old, registered, stuck))
+    sql(host, f"UPDATE runs SET deleted_time = {month} WHERE run_uuid IN ({ids}) OR experiment_id = {gone}")
+    sql(host, f"UPDATE experiments SET last_update_time = {month} WHERE experiment_id IN ({gone}, {thief})")
+    artifacts = f"/var/lib/mlflow/artifacts/{kept}"
+    host.check_output(
+        f"install -d {artifacts}/{stuck}/artifacts/roots && touch {artifacts}/{stuck}/artifacts/roots/one"
+    )
+    nobodys = "0" * 32
+    host.check_output(f"install -d {artifacts}/{nobodys}/artifacts && touch {artifacts}/{nobodys}/artifacts/one")
+
+    assert host.run("systemctl start mlflow-gc").rc == 1
+
+    told = host.check_output("journalctl --unit=mlflow-gc --output=cat --no-pager")
+    assert f"Could not remove run {stuck}: PermissionError" in told
+    assert "Not all was removed that was deleted: exit-code" in told
+    assert not host.file("/var/lib/mlflow/gc.json").exists
+    rows = sql(host, f"SELECT run_uuid FROM runs WHERE experiment_id IN ({kept}, {gone})").split()
+    assert set(rows) == {active, recent, registered, stuck}
+    assert sql(host, f"SELECT count(*) FROM experiments WHERE experiment_id IN ({gone}, {thief})") == "0"
+    assert not host.file(f"/var/lib/mlflow/artifacts/{gone}").exists
+    assert f"Kept run {registered}: version 1 of {name} is made of it" in told
+
+    host.check_output(f"rm -r {artifacts}/{stuck}/artifacts/roots")
+    assert host.run("systemctl start mlflow-gc").rc == 0
+
+    summary = json.loads(host.file("/var/lib/mlflow/gc.json").content_string)
+    assert (summary["removed"], summary["kept"], summary["unknown"]) == ({"runs": 1}, 1, 1)
+    for run in (active, recent, registered, nobodys):
+        assert host.check_output(f"find {artifacts}/{run} -type f")
+    for run in (old, stuck):
+        assert not host.check_output(f"find {artifacts}/{run} -type f 2>/dev/null || true")
+    assert f"Nobody knows /var/lib/mlflow/artifacts/{kept}/{nobodys}" in host.check_output(
+        "journalctl --unit=mlflow-gc --output=cat --no-pager"
+    )
+    host.check_output(f"rm -r {artifacts}/{nobodys}")
+    assert host.service("mlflow-gc.timer").is_enabled
+    assert host.service("mlflow-gc.timer").is_running

@@ -1,8 +1,17 @@
-"""MLflow with login: says at once that it is alive; its log lines begin with the id that NGINX gave to the request."""
+"""MLflow with login: says at once that it is alive; its log lines begin with the id that NGINX gave to the request.
 
+Who guesses passwords is told to wait.
+"""
+
+import collections
 import contextvars
+import dataclasses
+import hmac
 import logging
 import re
+import secrets
+import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -11,6 +20,22 @@ from mlflow.server import auth
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 REQUEST_ID = re.compile(rb"[0-9a-f]{32}")
 request_id = contextvars.ContextVar("request_id", default="")
+# Passwords of one user from one address: so many at once that were not tried before, then one each so many seconds.
+GUESSES = 10
+SECONDS_PER_GUESS = 6.0
+# How many users at addresses, and how many passwords, a process remembers.
+REMEMBERED = 10_000
+
+
+@dataclasses.dataclass
+class Caller:
+    """From where a request comes, as NGINX says, and whether a password of it was not looked at."""
+
+    address: str
+    refused: bool = False
+
+
+caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
 
 
 class RequestId:
@@ -43,6 +68,74 @@ class Alive:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"OK"})
 
 
+class Guesses:
+    """Looks at a password unless too many others were tried before it: what is tried again is no guess.
+
+    So a training that goes on with yesterday's password locks nobody out. Stands for a function of MLflow that says
+    whether a user has a password, in one process; each of a server's processes counts for itself.
+    """
+
+    def __init__(self, authenticate: Callable[..., bool], clock: Callable[[], float] = time.monotonic) -> None:
+        self._authenticate = authenticate
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._key = secrets.token_bytes(32)
+        self._tried: collections.OrderedDict[bytes, None] = collections.OrderedDict()
+        # What is left of GUESSES, and when that was.
+        self._left: collections.OrderedDict[tuple[str, str], tuple[float, float]] = collections.OrderedDict()
+
+    def __call__(self, username: str, password: str, **options: Any) -> bool:
+        """Return whether the user has the password; False where it is not looked at, and the caller says so."""
+        asking = caller.get()
+        if asking is not None and not self._may_try(asking.address, username, password):
+            asking.refused = True
+            return False
+        return self._authenticate(username, password, **options)
+
+    def _may_try(self, address: str, username: str, password: str) -> bool:
+        tried = hmac.digest(self._key, f"{username}:{password}".encode(), "sha256")
+        who = (address, username)
+        with self._lock:
+            if tried in self._tried:
+                self._tried.move_to_end(tried)
+                return True
+            now = self._clock()
+            left, since = self._left.pop(who, (GUESSES, now))
+            left = min(GUESSES, left + (now - since) / SECONDS_PER_GUESS)
+            if may := left >= 1:
+                left -= 1
+                self._tried[tried] = None
+                if left < 1:
+                    logging.getLogger("mlflow").warning("Too many passwords for one user from %s", address)
+            self._left[who] = (left, now)
+            for remembered in (self._tried, self._left):
+                if len(remembered) > REMEMBERED:
+                    remembered.popitem(last=False)
+        return may
+
+
+class Patience:
+    """Says 429 in place of 401 where a password was not looked at."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable[[], Any], send: Send) -> None:
+        """Serve one request, or whatever else ASGI calls an app for."""
+        asking = Caller(dict(scope.get("headers", [])).get(b"x-real-ip", b"").decode("latin-1"))
+        caller.set(asking)
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            if asking.refused and message["type"] == "http.response.start" and message["status"] == 401:
+                # With it a browser would ask for another password at once.
+                headers = [(name, value) for name, value in message["headers"] if name.lower() != b"www-authenticate"]
+                headers.append((b"retry-after", str(int(SECONDS_PER_GUESS)).encode()))
+                message = {**message, "status": 429, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, answer)
+
+
 def log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
     """Return a record whose message begins with the id of the request at work, where there is one."""
     record = logging.LogRecord(*arguments, **options)
@@ -54,4 +147,6 @@ def log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
 def create_app() -> Alive:
     """Return what uvicorn's workers serve."""
     logging.setLogRecordFactory(log_record)
-    return Alive(RequestId(auth.create_app()))
+    # Whatever asks for a login ends there, unless the same was right within the last minute.
+    auth.store.authenticate_user = Guesses(auth.store.authenticate_user)  # type: ignore[method-assign]
+    return Alive(RequestId(Patience(auth.create_app())))

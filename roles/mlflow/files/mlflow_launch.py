@@ -1,8 +1,8 @@
 """Starts the MLflow server for systemd, and reads or migrates the schemas of its two databases.
 
 `serve` checks both schemas, applies the admin password and MLflow's keys, then serves; `schema` says as JSON what is
-there and what this release needs, `count` how many rows each table has; `migrate` makes the one schema the other. Run
-by the Python of the release.
+there and what this release needs, `count` how many rows each table has; `migrate` makes the one schema the other;
+`gc` removes for good what was deleted days ago. Run by the Python of the release.
 
 The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_WORKERS and MLflow's other settings,
 `$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting again cannot help.
@@ -333,11 +333,25 @@ def serve(schemas: list[Schema]) -> None:
     cli.main(["server", "--serve-artifacts", *options], prog_name="mlflow")
 
 
+def remove_deleted(schema: Schema, days: int) -> None:
+    """Removes what was deleted so many days ago; exits with 1 where something could not be removed."""
+    state = read_state(schema)
+    if state.current != state.head:
+        refuse(schema, state, "remove anything", "run playbooks/upgrade.yml first")
+    sys.path.append(str(pathlib.Path(__file__).parent))
+    from mlflow_gc import collect
+
+    stamp = pathlib.Path(os.environ["STATE_DIRECTORY"], "gc.json")
+    sys.exit(min(1, collect(schema.uri, os.environ["MLFLOW_ARTIFACTS_DESTINATION"], days, stamp)))
+
+
 def main() -> None:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=["serve", "schema", "count", "migrate"])
-    verb = parser.parse_args().verb
+    parser.add_argument("verb", choices=["serve", "schema", "count", "migrate", "gc"])
+    parser.add_argument("--days", type=int, help="for gc: how long ago")
+    arguments = parser.parse_args()
+    verb = arguments.verb
     if database_password := credential("database-password"):
         give_database_password(database_password)
     tracking_uri, auth_uri = os.environ["MLFLOW_BACKEND_STORE_URI"], auth.auth_config.database_uri
@@ -350,6 +364,8 @@ def main() -> None:
         serve(schemas)
     elif verb == "schema":
         print(json.dumps({schema.name: dataclasses.asdict(read_state(schema)) for schema in schemas}))
+    elif verb == "gc":
+        remove_deleted(schemas[0], arguments.days)
     elif verb == "count":
         print(json.dumps({schema.name: count_rows(schema) for schema in schemas}))
     else:
