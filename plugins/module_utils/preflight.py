@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -213,11 +213,11 @@ class _Checker:
                 )
 
 
-def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[Problem]:
+def check_inventory(variables: Mapping[str, Any], inventory_dir: Path, names: Iterable[str] = ()) -> list[Problem]:
     """Return what is wrong with the inventory, all at once, without asking the cloud.
 
-    `variables` holds every `platform_*` variable and `mlflow_version`, templated; `inventory_dir` is the directory
-    given with `-i`.
+    `variables` holds the `platform_*` variables to check and `mlflow_version`, templated; `inventory_dir` is the
+    directory given with `-i`, `names` are all `platform_*` variables that mean something beside those.
     """
     checker = _Checker(variables, str(inventory_dir / "group_vars" / "platform" / "main.yml"))
     _check_place(checker, inventory_dir)
@@ -229,9 +229,8 @@ def check_inventory(variables: Mapping[str, Any], inventory_dir: Path) -> list[P
     _check_key(checker)
     _check_removal(checker)
     _check_users(checker)
-    return (
-        checker.problems + check_dynamic_inventory(variables, inventory_dir) + check_where_set(variables, inventory_dir)
-    )
+    known = {*variables, *names}
+    return checker.problems + check_dynamic_inventory(variables, inventory_dir) + check_where_set(known, inventory_dir)
 
 
 def _check_place(checker: _Checker, inventory_dir: Path) -> None:
@@ -499,7 +498,7 @@ def _variable_files(inventory_dir: Path) -> Iterator[Path]:
             yield path
 
 
-def check_where_set(variables: Mapping[str, Any], inventory_dir: Path) -> list[Problem]:
+def check_where_set(names: set[str], inventory_dir: Path) -> list[Problem]:
     """Return the `platform_*` values that stand where they cannot win, and names that mean nothing.
 
     `playbooks/group_vars/all` beats an inventory's own `group_vars/all` and the `vars:` of its hosts file, but loses
@@ -520,8 +519,8 @@ def check_where_set(variables: Mapping[str, Any], inventory_dir: Path) -> list[P
                         f"move it to {home / 'main.yml'}",
                     )
                 )
-            elif name not in variables:
-                near = difflib.get_close_matches(name, list(variables), n=1)
+            elif name not in names:
+                near = difflib.get_close_matches(name, sorted(names), n=1)
                 meant = f"did you mean {near[0]}?" if near else "the names known are in group_vars/all/platform.yml"
                 problems.append(
                     Problem(name, _shown(name, value), f"set in {path}, and read by nothing", f"remove it; {meant}")

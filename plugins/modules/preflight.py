@@ -18,8 +18,14 @@ author: MLOps (@mlops)
 options:
   variables:
     description:
-      - Every C(platform_*) variable and C(mlflow_version), as the playbooks will use them.
+      - The C(platform_*) variables that are checked and C(mlflow_version), as the playbooks will use them.
     type: dict
+    required: true
+  names:
+    description:
+      - Every C(platform_*) variable that means something. In the inventory others are refused.
+    type: list
+    elements: str
     required: true
   inventory_dir:
     description:
@@ -51,6 +57,7 @@ EXAMPLES = r"""
 - name: Check the inventory and the cloud
   mlops.mlflow_gcp.preflight:
     variables: "{{ preflight_variables }}"
+    names: "{{ preflight_variables.keys() }}"
     inventory_dir: "{{ inventory_dir }}"
 """
 
@@ -100,6 +107,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "variables": {"type": "dict", "required": True},
+            "names": {"type": "list", "elements": "str", "required": True},
             "inventory_dir": {"type": "path", "required": True},
             "for_removal": {"type": "bool", "default": False},
             "for_rotation": {"type": "bool", "default": False},
@@ -110,7 +118,7 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("google-auth"), exception=MISSING)
 
     variables, inventory_dir = module.params["variables"], Path(module.params["inventory_dir"])
-    problems = preflight.check_inventory(variables, inventory_dir)
+    problems = preflight.check_inventory(variables, inventory_dir, module.params["names"])
     if module.params["for_rotation"]:
         problems += preflight.check_rotation(variables)
     if not problems:

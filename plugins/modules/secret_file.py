@@ -41,7 +41,9 @@ options:
         required: true
 attributes:
   check_mode:
-    description: Reads and compares, writes nothing. A secret that does not exist yet counts as a change.
+    description: >-
+      Reads and compares, writes nothing. A secret that does not exist yet counts as a change, and
+      so does one that may not be read yet, with a warning, where there is no file.
     support: full
   diff_mode:
     description: Says whether a file is absent, present or changed, never what is in it.
@@ -100,6 +102,10 @@ class SecretAbsentError(SecretError):
     """The secret does not exist or has no version."""
 
 
+class SecretDeniedError(SecretError):
+    """The secret may not be read, or does not exist: Secret Manager says the same of both."""
+
+
 def get(url: str, headers: dict[str, str], use_proxy: bool) -> bytes:
     """Return the body of `url`; tries again on 429, 5xx and broken connections, then raises what `open_url` raised."""
     for pause in (*PAUSES_SECONDS, None):
@@ -153,7 +159,7 @@ def explain(name: str, account: str, error: HTTPError) -> SecretError:
     _, project, _, secret = name.split("/")
     said = f"{name}: Secret Manager says {error.code}, {reason}"
     if error.code == 403:
-        return SecretError(
+        return SecretDeniedError(
             f"{said} Fix: grant roles/secretmanager.secretAccessor on this secret to {account} "
             f"(gcloud secrets add-iam-policy-binding {secret} --project={project} "
             f"--member=serviceAccount:{account} --role=roles/secretmanager.secretAccessor); "
@@ -245,6 +251,12 @@ def run(module: AnsibleModule) -> None:
                 if not module.check_mode:
                     raise
                 version, value = "", None
+            except SecretDeniedError as error:
+                if not module.check_mode:
+                    raise
+                # A run makes the secret, or gives the right to read it, before it comes here.
+                module.warn(f"Before a run: {error}")
+                version, value = "", current_value(file["path"])
             result = {"secret": name, "version": version, **keep(module, file["path"], value)}
         except SecretError as error:
             problems.append(str(error))

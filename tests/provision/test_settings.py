@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.provision.conftest import Json, Run, Task, World
+from tests.provision.conftest import LOCAL, ROOT, Json, Run, Task, World
 from tests.provision.test_existing import PROJECT, tables
 from tests.provision.test_existing import play as played
 from tests.unit.emulator.conftest import Running
@@ -272,3 +273,15 @@ def test_settings_that_contradict_each_other_are_reported_together(
 
     assert [problem for problem in expected if problem not in refused] == []
     assert refused.count('"fix"') == len(expected)
+
+
+@pytest.mark.usefixtures("cloud")
+def test_whatever_has_a_default_may_be_set(
+    play: Callable[..., Run], make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    defaults = yaml.safe_load((ROOT / "group_vars" / "all" / "platform.yml").read_text())
+    stated = yaml.safe_load((LOCAL / "group_vars" / "platform" / "main.yml").read_text())
+    others = {name: value for name, value in defaults.items() if name not in stated and "{{" not in str(value)}
+    assert len(others) > 30
+    run = play("--check", inventory=make_inventory(**others), playbook="playbooks/preflight.yml")
+    assert run.code == 0, run.errors

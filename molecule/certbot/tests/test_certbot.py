@@ -15,6 +15,11 @@ def nginx_workers(host: Host) -> str:
     return host.check_output("pgrep --parent $(systemctl show -P MainPID nginx) | sort")
 
 
+def test_a_request_waits_for_another_certbot(host: Host) -> None:
+    requested = host.file("/etc/letsencrypt/renewal/mlflow.test.conf").mtime
+    assert requested >= host.file("/run/another-certbot-has-ended").mtime
+
+
 def test_the_certificate_is_what_was_asked_for(host: Host) -> None:
     assert "DNS:mlflow.test" in certificate(host, "-ext subjectAltName")
     assert "Pebble" in certificate(host, "-issuer")

@@ -222,6 +222,7 @@ def test_a_misspelt_name_is_refused(inventory_dir: Path) -> None:
     (problem,) = preflight.check_inventory(GOOD, inventory_dir)
 
     assert (problem.variable, "platform_region?" in problem.fix) == ("platform_regoin", True)
+    assert preflight.check_inventory(GOOD, inventory_dir, ["platform_regoin"]) == []
 
 
 def test_a_vaulted_file_is_left_alone(inventory_dir: Path) -> None:

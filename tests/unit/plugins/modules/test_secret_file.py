@@ -159,6 +159,19 @@ def test_check_mode_without_the_secret_says_that_it_would_be_written(capsys, tmp
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_check_mode_without_the_right_says_that_only_a_missing_file_would_be_written(cloud, capsys, tmp_path, there):
+    cloud.denied = {"admin"}
+    path = tmp_path / "admin"
+    if there:
+        path.write_text(VALUE)
+        path.chmod(0o600)
+    result = run(capsys, ("admin", path), check=True)
+    assert result["changed"] is not there
+    assert "roles/secretmanager.secretAccessor" in json.dumps(result["warnings"])
+    assert path.exists() is there
+
+
 def test_every_missing_role_and_secret_is_named_at_once(cloud, capsys, tmp_path):
     cloud.secrets["flask"] = b"x"
     cloud.denied = {"flask"}
