@@ -503,7 +503,8 @@ def gc_row(server: Facts, deployment: Deployment, several: bool, now: datetime.d
         return Row("Data", title, UNKNOWN, shortened(why), command=mend)
     timer = units.get("mlflow-gc.timer") or {"state": "inactive"}
     if timer["state"] != "active":
-        return Row("Data", title, INFO, "kept: platform_gc_days is 0")
+        others = ", or the first server removes them" if several else ""
+        return Row("Data", title, INFO, f"kept: platform_gc_days is 0{others}")
     ended = str(last.get("ended", ""))
     done = f"all removed {age(ended, now)} ago" if ended else "none removed yet"
     if last.get("unknown"):

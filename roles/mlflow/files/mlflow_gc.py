@@ -46,13 +46,13 @@ class Collector:
         """Removes, then looks for what nobody knows."""
         # MLflow expects its own experiment.
         gone = deleted(EXPERIMENTS, EXPERIMENTS.c.last_update_time, self.before) & (EXPERIMENTS.c.experiment_id != 0)
-        old = [one.experiment_id for one in self.rows(EXPERIMENTS, where=gone)]
         self.remove("run", RUNS.c.run_uuid, RUNS.c.artifact_uri, deleted(RUNS, RUNS.c.deleted_time, self.before))
         # With an experiment go its models, which MLflow does not mark.
-        models = deleted(MODELS, MODELS.c.last_updated_timestamp_ms, self.before) | MODELS.c.experiment_id.in_(old)
+        of_gone = MODELS.c.experiment_id.in_(sqlalchemy.select(EXPERIMENTS.c.experiment_id).where(gone))
+        models = deleted(MODELS, MODELS.c.last_updated_timestamp_ms, self.before) | of_gone
         self.remove("logged_model", MODELS.c.model_id, MODELS.c.artifact_location, models)
         for table in (RUNS, MODELS):
-            gone &= EXPERIMENTS.c.experiment_id.not_in(sqlalchemy.select(table.c.experiment_id))
+            gone &= ~sqlalchemy.exists().where(table.c.experiment_id == EXPERIMENTS.c.experiment_id)
         self.remove("experiment", EXPERIMENTS.c.experiment_id, EXPERIMENTS.c.artifact_location, gone)
         self.find_unknown()
 
