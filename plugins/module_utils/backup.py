@@ -352,7 +352,7 @@ def damages(cloud: Session, bucket: str, manifest: Json) -> list[str]:
 class Target:
     """The deployment that a set is to be restored to.
 
-    `schemas` are the revisions `{database: head}` that its release of MLflow needs, as far as they are known;
+    `mlflow_version` is empty where any will do; `schemas` are the revisions `{database: head}` that its release of MLflow needs, as far as they are known;
     `occupied` whether its databases hold anything; `changed_secrets` credentials that may differ.
     """
 
@@ -385,7 +385,7 @@ def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
         for database, held in manifest["mlflow"]["schemas"].items()
         if target.schemas.get(database) != held
     ]
-    if version != target.mlflow_version and differing:
+    if target.mlflow_version not in ("", version) and differing:
         problems.append(
             f"the set is of MLflow {version} and the inventory says {target.mlflow_version}, with other schemas "
             f"({'; '.join(differing)}): give -e platform_mlflow_version={version}, and upgrade afterwards"

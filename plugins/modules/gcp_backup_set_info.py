@@ -36,7 +36,7 @@ options:
         type: str
         required: true
       mlflow_version:
-        description: Its release of MLflow.
+        description: Its release of MLflow; empty where that is chosen by the set.
         type: str
         required: true
       schemas:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.integration.conftest import metadata_token
+from tests.integration.conftest import ROOT, metadata_token
 
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 SETS, ARTIFACTS = "demo-project-mlflow-backups", "demo-project-mlflow-artifacts"
@@ -280,3 +282,46 @@ def test_a_drill_that_fails_says_so_and_the_next_one_removes_what_it_left(
     told = json.loads(on_server(deployment, "cat /var/lib/mlflow-drill/last.json"))
     assert (told["set"], told["passed"], told["problem"]) == (latest, True, "")
     assert "Drill passed" in on_server(deployment, "journalctl --quiet --identifier=mlflow-drill --output=cat")
+
+
+def copied_as_of(version: str, cloud: Any) -> str:
+    """Add the latest set once more, as if another version of MLflow had taken it; returns the copy's name."""
+    latest = max(stored(cloud, SETS)).split("/")[0]
+    name = f"20200101T0000{secrets.randbelow(60):02d}Z"
+    upload = f"https://storage.googleapis.com/upload/storage/v1/b/{SETS}/o?uploadType=media&name={name}%2F"
+
+    def content(file: str) -> bytes:
+        return bytes(cloud.call("GET", f"{STORAGE}/{SETS}/o/{latest}%2F{file}?alt=media").content)
+
+    def add(file: str, data: bytes) -> str:
+        headers = {"Authorization": f"Bearer {cloud.token}"}
+        response = cloud.http.post(upload + file, data=data, headers=headers, timeout=30)
+        response.raise_for_status()
+        return str(response.json()["generation"])
+
+    manifest = json.loads(content("manifest.json"))
+    manifest["name"], manifest["mlflow"]["version"] = name, version
+    for file, about in manifest["files"].items():
+        about["generation"] = add(file, content(file))
+    add("manifest.json", json.dumps(manifest).encode())
+    return name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("locked", ["3.17.1", "3.17.2"])
+def test_a_drill_serves_a_set_by_its_own_version_where_that_has_a_lock(
+    locked: str, nightly: str, cloud: Any, play: Play, tmp_path: pathlib.Path
+) -> None:
+    assert nightly
+    name = copied_as_of("3.17.1", cloud)
+    lock = ROOT / "roles/mlflow/files/requirements-3.17.2.txt"
+    for version in ("3.17.2", locked):
+        shutil.copy(lock, tmp_path / f"requirements-{version}.txt")
+
+    drilled = play(
+        "playbooks/drill.yml", "-e", f"mlflow_lock_dir={tmp_path}", "-e", f"platform_restore_set={name}", "-v"
+    )
+
+    assert drilled.code == 0, drilled.output
+    assert f"Drill passed: backup set {name}" in drilled.output
+    assert set(re.findall(r"mlflow-(3[.]17[.]\d)-[0-9a-f]{10}", drilled.output)) == {locked}

@@ -265,6 +265,52 @@ def test_a_killed_nginx_comes_back(host: Host) -> None:
     assert head(host, f"{URL}/")[0] == 200
 
 
+CLIENTS = """
+import concurrent.futures, pathlib, ssl, urllib.request
+context = ssl._create_unverified_context()
+def ask(_):
+    request = urllib.request.Request("https://mlflow.test/x")
+    with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+        return answer.status
+done = []
+with concurrent.futures.ThreadPoolExecutor(4) as clients:
+    while not pathlib.Path("/tmp/upgraded").exists():
+        done += clients.map(ask, range(20))
+print(len(done), *set(done))
+"""
+# Runs what an upgrade runs.
+REINSTALL = "DEBIAN_FRONTEND=noninteractive apt-get install --reinstall nginx nginx-common >/tmp/reinstalled 2>&1"
+
+
+def test_an_upgrade_of_the_package_fails_no_request(host: Host) -> None:
+    upload = f"{CURL} --fail --limit-rate 4M --upload-file /tmp/upload {URL}/api/2.0/mlflow-artifacts/artifacts/x"
+    before = host.check_output("cat /var/lib/nginx/nginx.pid")
+    host.check_output("head --bytes=40M /dev/urandom >/tmp/upload && cp /etc/hosts /tmp/hosts && rm -f /tmp/upgraded")
+    # Its name, for clients that have no --resolve.
+    host.check_output("echo 127.0.0.1 mlflow.test >>/etc/hosts")
+    try:
+        answers = host.check_output(
+            f"({upload} >/tmp/uploaded; echo $? >/tmp/upload.code) & (sleep 1; {REINSTALL}; echo $? >/tmp/upgraded) &"
+            " python3 -c %s",
+            CLIENTS,
+        )
+    finally:
+        host.check_output("cat /tmp/hosts >/etc/hosts")
+    assert host.check_output("cat /tmp/upgraded") == "0", host.check_output("cat /tmp/reinstalled")
+    count, statuses = answers.split(maxsplit=1)
+    assert (int(count) > 100, statuses) == (True, "200")
+    # The upload outlives the upgrade.
+    host.check_output("timeout 30 sh -c 'until test -s /tmp/upload.code; do sleep 0.2; done'")
+    assert host.check_output("cat /tmp/upload.code") == "0"
+    uploaded = json.loads(host.file("/tmp/uploaded").content_string)
+    assert uploaded["sha256"] == host.file("/tmp/upload").sha256sum
+    # What is new serves, and systemd knows it.
+    after = host.check_output("cat /var/lib/nginx/nginx.pid")
+    assert after != before
+    assert host.check_output("systemctl show -P MainPID nginx") == after
+    assert "using inherited sockets" in host.check_output("tail -5 /var/log/nginx/error.log")
+
+
 def test_the_service_is_confined(host: Host) -> None:
     report = host.check_output("systemd-analyze security --no-pager nginx.service | tail -1")
     assert float(report.split("nginx.service:")[1].split()[0]) <= 2.5

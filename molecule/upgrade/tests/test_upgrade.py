@@ -220,6 +220,35 @@ def test_an_upgrade_whose_schema_stays_asks_nothing_and_fails_no_request(host: H
     assert running(host) == [live(host)]
 
 
+def kill_at_step(process: "subprocess.Popen[str]", number: int) -> str:
+    """Kill Ansible in a task, and return its name; empty where it ended before. What it runs on the server is left."""
+    assert process.stdout
+    begun = 0
+    for line in process.stdout:
+        begun += line.startswith("TASK [")
+        if begun == number:
+            time.sleep(0.5)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return line
+    return ""
+
+
+@pytest.mark.long
+def test_an_upgrade_that_is_killed_in_every_task_fails_no_request(host: Host, begin, converge, clients) -> None:
+    assert converge(version="3.17.1").returncode == 0
+    tasks: list[str] = []
+    with clients():
+        while task := kill_at_step(begin(**UPGRADE), len(tasks) + 1):
+            tasks.append(task)
+            assert host.run("/opt/mlflow/bin/mlflow-ready").rc == 0, task
+        finished = converge(**UPGRADE)
+    assert finished.returncode == 0, finished.stdout
+    assert [word for word in ("Install |", "Configure |", "Service |") if word not in "".join(tasks)] == []
+    assert served_version(host) == "3.17.2"
+    assert running(host) == [live(host)]
+
+
 def test_settings_edited_by_hand_are_mended_and_in_effect(host: Host, converge) -> None:
     name = live(host)
     host.check_output(f"sed -i /MLFLOW_DISABLE_TELEMETRY/d /etc/mlflow/generations/{name}/mlflow.env")

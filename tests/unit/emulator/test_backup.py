@@ -172,6 +172,7 @@ def test_what_fits_is_not_refused(cloud: Any) -> None:
     take()
     same = {"mlflow_version": "3.18.0", "schemas": {"tracking": "a1", "auth": "b1"}}
     assert problems(dataclasses.replace(TARGET, **same)) == []
+    assert problems(dataclasses.replace(TARGET, mlflow_version="")) == []
     assert problems(dataclasses.replace(TARGET, occupied=True, confirmed_set=WANTED.name)) == []
     add_secret(cloud, "the old value")
     assert problems(TARGET) == []

@@ -1,0 +1,287 @@
+"""What becomes of an empty project where site.yml is killed at every role, and where two operators run it at once.
+
+Then a change that is exactly what its check foretold. On the cloud side alone all this is in tests/provision, in every
+change.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests.integration.conftest import ROOT
+
+pytestmark = pytest.mark.long
+PROJECT = "empty-project"
+# Each a single value, and each reaches something else: of the cloud, then of the servers.
+CHANGED: dict[str, Any] = {
+    "platform_labels": {"team": "research"},
+    "platform_operators": ["user:bob@example.com"],
+    "platform_email": "others@example.com",
+    "platform_https_source_ranges": ["0.0.0.0/0", "203.0.113.0/24"],
+    "platform_http_source_ranges": ["0.0.0.0/0", "203.0.113.0/24"],
+    "platform_machine_type": "e2-standard-4",
+    "platform_stop_enabled": True,
+    "platform_disk_size_gib": 60,
+    "platform_sql_tier": "db-custom-2-7680",
+    "platform_sql_availability_type": "REGIONAL",
+    "platform_backup_retention_days": 40,
+    "gcp_bucket_storage_class": "NEARLINE",
+    "gcp_bucket_soft_delete_days": 14,
+    "gcp_identity_project_roles": ["roles/cloudsql.client", "roles/cloudsql.instanceUser", "roles/logging.logWriter"],
+    "gcp_instance_snapshot_retention_days": 21,
+    "gcp_network_flow_logs": {"enable": True},
+    "gcp_observability_backup_hours": 48,
+    "gcp_observability_certificate_days": 10,
+    "gcp_observability_database_connections": 70,
+    "gcp_observability_disk_percent": 80,
+    "gcp_observability_error_percent": 10,
+    "gcp_observability_log_days": 500,
+    "gcp_observability_memory_percent": 80,
+    "gcp_sql_backup_count": 30,
+    "gcp_sql_backup_start_time": "04:00",
+    "gcp_sql_database_flags": {"log_min_duration_statement": "500"},
+    "gcp_sql_maintenance_day": 6,
+    "gcp_sql_maintenance_hour": 5,
+    "gcp_sql_transaction_log_days": 5,
+    "platform_backup_hour": 3,
+    "platform_gc_days": 30,
+    "platform_mlflow_users": [{"name": "ann@example.com"}],
+    "platform_mlflow_workers": 3,
+    "platform_nginx_status_port": 8091,
+    "platform_reboot_time": "03:30",
+    "platform_sql_pool_size": 4,
+    "mlflow_auth_cache_ttl_seconds": 30,
+    "mlflow_default_permission": "READ",
+    "mlflow_start_timeout_seconds": 240,
+    "nginx_artifact_scripts_enabled": True,
+    "nginx_response_timeout_seconds": 500,
+    "nginx_upload_timeout_seconds": 1800,
+    "ops_agent_journal_units": ["mlflow"],
+    "upkeep_journal_mib": 512,
+    "upkeep_ntp_servers": ["metadata.google.internal", "time.google.com"],
+}
+Play = Callable[..., Any]
+Make = Callable[..., pathlib.Path]
+
+
+def stated(kind: str) -> dict[str, Any]:
+    """What an inventory says of a deployment with a name of its own: Cloud SQL takes one again after a week only."""
+    name = f"{kind}-{secrets.token_hex(2)}"
+    return {
+        "platform_name": name,
+        "platform_domain": f"{name}.localhost",
+        "platform_operators": ["user:ann@example.com"],
+        # It takes the database away from the other operator.
+        "verify_database_outage_enabled": False,
+    }
+
+
+@contextlib.contextmanager
+def emptied(inventory: pathlib.Path, name: str, play: Play) -> Iterator[pathlib.Path]:
+    """Remove afterwards what was made."""
+    options = {
+        "platform_destroy_project": PROJECT,
+        "platform_destroy_bucket": f"{PROJECT}-{name}-artifacts",
+        "platform_destroy_database": name,
+        "platform_destroy_logs": f"{PROJECT}-{name}-logs",
+    }
+    named = [f"--extra-vars={key}={value}" for key, value in options.items()]
+    try:
+        yield inventory
+    finally:
+        removed = play("playbooks/destroy.yml", *named, inventory=inventory)
+    assert removed.code == 0, removed.output
+
+
+def roles(playbook: str) -> list[str]:
+    """Names of the roles of a playbook's first play, in their order."""
+    first = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())[0]
+    return [role["role"] for role in first["roles"]]
+
+
+def killed_at(role: str, environment: dict[str, str], inventory: pathlib.Path, log: pathlib.Path) -> None:
+    """Run site.yml, and kill it as soon as a role begins."""
+    deadline = time.monotonic() + 600
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            ["ansible-playbook", "site.yml", "-i", str(inventory)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as running,
+    ):
+        try:
+            while f"TASK [{role} : " not in log.read_text():
+                assert running.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, f"{role} never began"
+                time.sleep(0.1)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+
+
+def test_site_killed_at_every_role_is_finished_by_the_next_run(
+    play: Play, make_inventory: Make, environment: dict[str, str], tmp_path: pathlib.Path
+) -> None:
+    variables = stated("killed")
+    inventory = make_inventory(projects=[PROJECT], **variables)
+    with emptied(inventory, variables["platform_name"], play):
+        for role in roles("provision") + roles("configure"):
+            killed_at(role, environment, inventory, tmp_path / "log")
+
+        finished, again = play("site.yml", inventory=inventory), play("site.yml", inventory=inventory)
+
+        assert finished.code == 0, finished.output
+        assert finished.changed > 0
+        assert (again.code, again.changed) == (0, 0), again.output
+
+
+@pytest.fixture(scope="module")
+def variables() -> dict[str, Any]:
+    return stated("shared")
+
+
+@pytest.fixture(scope="module")
+def inventory(make_inventory: Make, play: Play, variables: dict[str, Any]) -> Iterator[pathlib.Path]:
+    """Return an inventory of an empty project. What the tests make there is removed afterwards."""
+    with emptied(make_inventory(projects=[PROJECT], **variables), variables["platform_name"], play) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(inventory: pathlib.Path, play: Play) -> list[Any]:
+    """Two runs of site.yml at once."""
+    with concurrent.futures.ThreadPoolExecutor() as operators:
+        return [run.result() for run in [operators.submit(play, "site.yml", inventory=inventory) for _ in range(2)]]
+
+
+def test_two_operators_at_once_end_in_the_right_state(
+    shared: list[Any], inventory: pathlib.Path, play: Play, written: Callable[..., list[str]]
+) -> None:
+    for run in shared:
+        assert run.code == 0, run.output
+    runs: list[Any] = []
+    assert written(lambda: runs.append(play("site.yml", inventory=inventory))) == []
+    assert (runs[0].code, runs[0].changed) == (0, 0), runs[0].output
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_check_tells_what_the_run_then_does(
+    play: Play, make_inventory: Make, variables: dict[str, Any], written: Callable[..., Any]
+) -> None:
+    other = make_inventory(projects=[PROJECT], **{**variables, **CHANGED})
+
+    def reported(*arguments: str) -> Any:
+        run = play("site.yml", "--diff", *arguments, inventory=other, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
+        assert run.code == 0, run.output
+        return results(run.output)
+
+    checked: list[Any] = []
+    assert written(lambda: checked.append(reported("--check"))) == []
+    done = reported()
+
+    assert [told for one in done if (told := difference(one))] == [
+        told for one in checked[0] if (told := difference(one))
+    ]
+    # A program without a difference to show: the check says at least that it would run.
+    foretold = {one["named"] for one in checked[0] if one.get("changed") or "would have run" in one.get("msg", "")}
+    changed = {one["named"] for one in done if one.get("changed")}
+    assert {one["named"] for one in checked[0] if one.get("changed")} <= changed
+    assert changed - foretold == set()
+    assert sum(size(one) for one in done) >= 50
+    assert not [one["named"] for one in reported("--check") if one.get("changed")]
+
+
+@pytest.mark.usefixtures("shared")
+def test_what_users_deleted_goes_from_the_bucket(
+    play: Play, make_inventory: Make, variables: dict[str, Any], cloud: Any, environment: dict[str, str]
+) -> None:
+    name = variables["platform_name"]
+    removing = make_inventory(projects=[PROJECT], **{**variables, **CHANGED})
+    configured = play("playbooks/configure.yml", "--tags", "mlflow", inventory=removing)
+    assert configured.code == 0, configured.output
+    secret = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets/{name}-admin-password/versions/latest"
+    password = base64.b64decode(cloud.get(f"{secret}:access")["payload"]["data"]).decode()
+    with requests.Session() as session:
+        session.trust_env = False
+        session.proxies = {"https": environment["HTTPS_PROXY"]}
+        session.verify = environment["REQUESTS_CA_BUNDLE"]
+        session.auth = ("admin", password)
+
+        def call(verb: str, path: str, body: Any) -> Any:
+            url = f"https://{variables['platform_domain']}/api/2.0/{path}"
+            answer = session.request(verb, url, json=body, timeout=60)
+            assert answer.ok, answer.text
+            return answer.json() if answer.content else {}
+
+        experiment = call("POST", "mlflow/experiments/create", {"name": "removed"})["experiment_id"]
+        runs = []
+        for _run in range(2):
+            made = call("POST", "mlflow/runs/create", {"experiment_id": experiment})
+            runs.append(made["run"]["info"]["run_id"])
+            call("PUT", f"mlflow-artifacts/artifacts/{experiment}/{runs[-1]}/artifacts/a/note.json", {"a": "note"})
+        old, kept = runs
+        call("POST", "mlflow/runs/delete", {"run_id": old})
+    database = ["docker", "exec", "--user", "postgres", f"cloudsql-{name}", "psql", "--host=/run/cloudsql"]
+    aged = f"UPDATE runs SET deleted_time = 0 WHERE run_uuid = '{old}'"
+    subprocess.run([*database, "--username=cloudsqladmin", "--dbname=mlflow", f"--command={aged}"], check=True)
+
+    subprocess.run(["docker", "exec", f"gce-{name}-1", "systemctl", "start", "mlflow-gc"], check=True)
+
+    bucket = f"https://storage.googleapis.com/storage/v1/b/{PROJECT}-{name}-artifacts/o"
+    left = [one["name"] for one in cloud.get(f"{bucket}?prefix={experiment}/").get("items", [])]
+    assert left == [f"{experiment}/{kept}/artifacts/a/note.json"]
+
+
+def results(output: str) -> list[dict[str, Any]]:
+    """Return what each task said on each host, each turn of a loop by itself."""
+    plays = json.loads(output[output.index("{\n") : output.rindex("}") + 1])["plays"]
+    return [
+        {**result, "named": (host, task["task"]["name"])}
+        for play in plays
+        for task in play["tasks"]
+        for host, whole in task["hosts"].items()
+        for result in whole.get("results", [whole])
+    ]
+
+
+def differences(result: dict[str, Any]) -> list[dict[str, Any]]:
+    found = result.get("diff") or []
+    return [one for one in (found if isinstance(found, list) else [found]) if one]
+
+
+def difference(result: dict[str, Any]) -> Any:
+    """Return what a task shows of a change, without the names of its temporary files."""
+    told = [{key: one.get(key) for key in ("before", "after", "prepared")} for one in differences(result)]
+    return (result["named"], told) if told and result.get("changed") else None
+
+
+def size(result: dict[str, Any]) -> int:
+    """Return how many fields or lines a task changed."""
+    count = 0
+    for one in differences(result) if result.get("changed") else []:
+        before, after = one.get("before"), one.get("after")
+        if isinstance(before, dict) and isinstance(after, dict):
+            count += len({**before, **after})
+        else:
+            count += len({*str(after or "").splitlines()} - {*str(before or "").splitlines()})
+    return count
