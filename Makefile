@@ -161,6 +161,12 @@ faults: images ## What fails while a client writes, and for how long: docs/fault
 	@pytest -q tests/integration/test_healing.py
 	@sed -e '/^| fault/,$$d' docs/faults.md > build/faults.head && cat build/faults.head build/faults.md > docs/faults.md
 
+.PHONY: upgrades
+upgrades: images wheels ## How many requests an upgrade fails, and how slow the slowest is: docs/upgrades.md
+	@rm -f build/upgrades.md
+	@molecule test -s upgrade
+	@sed -e '/^|---|---|---|---|---|---|$$/q' docs/upgrades.md > build/upgrades.head && cat build/upgrades.head build/upgrades.md > docs/upgrades.md
+
 # The cloud that a killed run left on this machine would be taken for what this run made.
 .PHONY: empty
 empty: images # For CI: whoever runs `make test` beside a demo keeps the demo.

@@ -116,6 +116,9 @@ class Effects(Protocol):
     def restart_sql_instance(self, name: str) -> None:
         """Restart an instance."""
 
+    def fail_over_sql_instance(self, name: str) -> None:
+        """Start an instance from what its disk holds, without having stopped it."""
+
     def delete_sql_instance(self, name: str) -> None:
         """Remove an instance and its data."""
 
@@ -200,7 +203,7 @@ class NoEffects:
         """Do nothing."""
 
     start_instance = stop_instance = reset_instance = delete_instance = _nothing
-    restart_sql_instance = delete_sql_instance = _nothing
+    restart_sql_instance = fail_over_sql_instance = delete_sql_instance = _nothing
     create_sql_database = delete_sql_database = create_sql_user = update_sql_user = delete_sql_user = _nothing
     import_sql_database = back_up_sql_instance = restore_sql_instance = delete_sql_backup = _nothing
 
@@ -334,9 +337,16 @@ class DockerEffects:
 
     def restart_sql_instance(self, name: str) -> None:
         """Restart an instance."""
+        self._restart_sql_instance(name, _STOP_SECONDS)
+
+    def fail_over_sql_instance(self, name: str) -> None:
+        """Start an instance from what its disk holds, without having stopped it."""
+        self._restart_sql_instance(name, 0)
+
+    def _restart_sql_instance(self, name: str, stop_seconds: int) -> None:
         container = self._existing(f"cloudsql-{name}")
         with _explained(f"restart the Cloud SQL instance {name}"):
-            container.restart(timeout=_STOP_SECONDS)
+            container.restart(timeout=stop_seconds)
         self._wait_for_database(container, name)
 
     def delete_sql_instance(self, name: str) -> None:

@@ -869,7 +869,7 @@ def _clone(call: Call) -> Resource:
 
 @serves("sql.instances.failover", permission="cloudsql.instances.failover")
 def _fail_over(call: Call) -> Resource:
-    """Swaps the zones of an instance with a standby; a real server restarts in its place.
+    """Swaps the zones of an instance with a standby; a real server is killed and started on the same disk.
 
     https://cloud.google.com/sql/docs/postgres/high-availability
     """
@@ -888,7 +888,7 @@ def _fail_over(call: Call) -> Resource:
         instance.update(gceZone=standby, secondaryGceZone=before)
 
     name = instance["name"]
-    return _start(call, "FAILOVER", name, lambda: call.cloud.effects.restart_sql_instance(name), finish)
+    return _start(call, "FAILOVER", name, lambda: call.cloud.effects.fail_over_sql_instance(name), finish)
 
 
 def _stored_object(call: Call, instance: Resource, uri: str, permission: str) -> tuple[str, str]:

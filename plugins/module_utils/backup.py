@@ -10,9 +10,12 @@ import base64
 import gzip
 import hashlib
 import hmac
+import io
 import json
 import os
+import pathlib
 import re
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -137,9 +140,11 @@ def fetch(cloud: Session, bucket: str, described: Json, *, keep: bool = False) -
     return found
 
 
-def write(cloud: Session, bucket: str, name: str, content: bytes) -> None:
+def write(cloud: Session, bucket: str, name: str, content: bytes | pathlib.Path) -> None:
     """Make an object that is not there yet; raises CloudError when it is, with other content."""
-    wanted = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
+    wanted = base64.b64encode(md5).decode()
     for attempt in range(UPLOAD_ATTEMPTS):
         try:
             cloud.upload(bucket, name, content)
@@ -352,8 +357,9 @@ def damages(cloud: Session, bucket: str, manifest: Json) -> list[str]:
 class Target:
     """The deployment that a set is to be restored to.
 
-    `mlflow_version` is empty where any will do; `schemas` are the revisions `{database: head}` that its release of MLflow needs, as far as they are known;
-    `occupied` whether its databases hold anything; `changed_secrets` credentials that may differ.
+    `user` is empty where the dumps are given to its own; `mlflow_version` where any will do; `schemas` are the
+    revisions `{database: head}` that its release of MLflow needs, as far as they are known; `occupied` whether its
+    databases hold anything; `changed_secrets` credentials that may differ.
     """
 
     database_version: str
@@ -375,9 +381,10 @@ def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
     elif _version(ours) < _version(theirs):
         problems.append(f"the set is of {theirs}, newer than the deployment's {ours}")
     owner = manifest["database"]["user"]
-    if _engine(ours) == "POSTGRES" and owner != target.user:
+    if _engine(ours) == "POSTGRES" and target.user not in ("", owner):
         problems.append(
-            f"what is in the set belongs to the database user {owner}, and the deployment's is {target.user}"
+            f"what is in the set belongs to the database user {owner}, and the deployment's is {target.user}: the "
+            "dumps can be given to that one where the deployment has a bucket for sets, platform_backup_enabled: true"
         )
     version = manifest["mlflow"]["version"]
     differing = [
@@ -452,6 +459,96 @@ def miscounts(manifest: Json, counts: Mapping[str, Mapping[str, int]]) -> list[s
         for table, rows in tables.items()
         if counts.get(file, {}).get(table) != rows
     ]
+
+
+def owned(lines: Iterable[bytes], old: str, new: str) -> Iterator[bytes]:
+    """Yield the lines of a dump of PostgreSQL whose objects and grants go to another user; rows stay as they are."""
+    quoted = b'"' + old.replace('"', '""').encode() + b'"'
+    role = b"(?:" + re.escape(quoted) + b"|" + re.escape(old.encode()) + b")"
+    owner = re.compile(
+        b"((?:ALTER .+ OWNER TO|GRANT .+ TO|REVOKE .+ FROM|ALTER DEFAULT PRIVILEGES FOR ROLE) )"
+        + role
+        + b"(?=[; ])(.*)",
+        re.DOTALL,
+    )
+    name = b'"' + new.replace('"', '""').encode() + b'"'
+    in_table = False
+    for line in lines:
+        if in_table:
+            in_table = line.rstrip(b"\n") != b"\\."
+        elif _COPY.fullmatch(line.rstrip(b"\n")):
+            in_table = True
+        elif found := owner.fullmatch(line):
+            yield found[1] + name + found[2]
+            continue
+        yield line
+
+
+def give(cloud: Session, bucket: str, manifest: Json, here: str, user: str) -> Json:
+    """Write the dumps of a set of PostgreSQL once more, into another bucket and for another database user.
+
+    Returns the module's result; raises CloudError when one is there already, and is another.
+    """
+    changed, dumps = False, {}
+    for one in DATABASES:
+        name = f"{manifest['name']}-for-{user}/{one}{DUMP}"
+        dumps[one] = f"gs://{here}/{name}"
+        present = stat(cloud, here, name)
+        changed = changed or present is None
+        if cloud.check_mode:
+            continue
+        theirs = f"{manifest['name']}/{one}{DUMP}"
+        generation = manifest["files"][f"{one}{DUMP}"]["generation"]
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory, "dump.gz")
+
+            def rewrite(chunks: Iterator[bytes], path: pathlib.Path = path) -> str:
+                digest = hashlib.sha256()
+                with gzip.GzipFile(path, "wb") as given:
+                    for line in owned(_lines(chunks), manifest["database"]["user"], user):
+                        digest.update(line)
+                        given.write(line)
+                return digest.hexdigest()
+
+            wanted = cloud.download(bucket, theirs, generation, rewrite)
+            if present is None:
+                write(cloud, here, name, path)
+            elif cloud.download(here, name, present["generation"], _plain_sha256) != wanted:
+                raise CloudError(f"gs://{here}/{name}: exists already, with other content")
+    return {"changed": changed, "dumps": dumps}
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the lines of what is compressed."""
+    with gzip.open(io.BufferedReader(_Chunks(chunks)), "rb") as unpacked:
+        yield from unpacked
+
+
+def _plain_sha256(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for line in _lines(chunks):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+class _Chunks(io.RawIOBase):
+    """A file to read that comes in chunks."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._rest = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return with how many bytes; none at the end."""
+        for chunk in self._chunks if not self._rest else ():
+            self._rest = chunk
+            if chunk:
+                break
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
 
 
 def artifact_list(cloud: Session, bucket: str, manifest: Json) -> list[Json]:

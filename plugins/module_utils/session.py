@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import importlib.util
+import pathlib
 import random
 import threading
 import time
@@ -211,7 +213,7 @@ class Session:
             yield pause * JITTER.uniform(0.5, 1.0)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
-    def upload(self, bucket: str, name: str, content: bytes) -> None:
+    def upload(self, bucket: str, name: str, content: bytes | pathlib.Path) -> None:
         """Make an object that is not there yet; ApiError 412 when it is, AmbiguousError when nobody knows."""
         url = f"{STORAGE_UPLOADS}/b/{quote(bucket, safe='')}/o"
         query = {"uploadType": "media", "name": name, "ifGenerationMatch": 0}
@@ -236,9 +238,7 @@ class Session:
         read: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Send until there is an answer that is not a passing failure; return its JSON, or what `read` makes of it."""
-        payload = {"data": body} if isinstance(body, bytes) else {"json": body}
-        if read:
-            payload |= {"stream": True, "headers": {"Accept-Encoding": "gzip"}}
+        options = {"stream": True, "headers": {"Accept-Encoding": "gzip"}} if read else {}
         problem: CloudError = CloudError(purpose)
         asked = 0.0
         for attempt, pause in zip(range(ATTEMPTS), self.pauses(), strict=False):
@@ -246,9 +246,10 @@ class Session:
                 self.sleep(max(pause, asked))
             asked = 0.0
             try:
-                response = self._transport.request(
-                    called.verb, url, params=query, timeout=CONNECT_AND_READ_SECONDS, **payload
-                )
+                with _payload(body) as payload:
+                    response = self._transport.request(
+                        called.verb, url, params=query, timeout=CONNECT_AND_READ_SECONDS, **payload, **options
+                    )
                 if read and response.status_code < 300:
                     return read(response)
             except google.auth.exceptions.RefreshError as error:
@@ -302,6 +303,16 @@ class Session:
             project = self.call(get, {"projectId": self.project}, f"Reading the number of project {self.project}")
             self._project_number = str(project["projectNumber"])
         return self._project_number
+
+
+@contextlib.contextmanager
+def _payload(body: Any) -> Iterator[dict[str, Any]]:
+    """Yield how requests is to send a body: bytes, a file's content or JSON."""
+    if isinstance(body, pathlib.Path):
+        with body.open("rb") as file:
+            yield {"data": file}
+    else:
+        yield {"data": body} if isinstance(body, bytes) else {"json": body}
 
 
 def _raw(response: Any) -> Iterator[bytes]:

@@ -32,7 +32,7 @@ options:
         type: str
         required: true
       user:
-        description: As whom its server logs in to the databases. PostgreSQL's dumps name the owner of what is in them.
+        description: As whom its server logs in, which must own PostgreSQL's dumps; empty where they are given to it.
         type: str
         required: true
       mlflow_version:

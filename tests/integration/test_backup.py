@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pathlib
 import re
@@ -9,7 +10,8 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +21,12 @@ from tests.integration.conftest import ROOT, metadata_token
 
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 SETS, ARTIFACTS = "demo-project-mlflow-backups", "demo-project-mlflow-artifacts"
+SECRETS = [
+    "mlflow.admin-password",
+    "mlflow.flask-secret-key",
+    "mlflow.webhook-secret-encryption-key",
+    "mlflow.crypto-kek-passphrase",
+]
 NAME = f"backup-{secrets.token_hex(3)}"
 CLIENT = """
 import sys, mlflow
@@ -282,6 +290,63 @@ def test_a_drill_that_fails_says_so_and_the_next_one_removes_what_it_left(
     told = json.loads(on_server(deployment, "cat /var/lib/mlflow-drill/last.json"))
     assert (told["set"], told["passed"], told["problem"]) == (latest, True, "")
     assert "Drill passed" in on_server(deployment, "journalctl --quiet --identifier=mlflow-drill --output=cat")
+
+
+NEW_PROJECT = "empty-project"
+
+
+@pytest.fixture
+def new_deployment(
+    make_inventory: Callable[..., pathlib.Path], deployment: Any, cloud: Any, play: Play
+) -> Iterator[tuple[pathlib.Path, Any]]:
+    """Make a deployment of another project, yield its inventory and how to reach it, and remove it."""
+    name = f"moved-{secrets.token_hex(2)}"
+    inventory = make_inventory(projects=[NEW_PROJECT], platform_name=name, platform_domain=f"{name}.localhost")
+    removing = {
+        "platform_destroy_project": NEW_PROJECT,
+        "platform_destroy_bucket": f"{NEW_PROJECT}-{name}-artifacts",
+        "platform_destroy_database": name,
+        "platform_destroy_logs": f"{NEW_PROJECT}-{name}-logs",
+    }
+    try:
+        made = play("site.yml", inventory=inventory)
+        assert made.code == 0, made.output
+        secret = f"https://secretmanager.googleapis.com/v1/projects/{NEW_PROJECT}/secrets/{name}-admin-password"
+        password = base64.b64decode(cloud.get(f"{secret}/versions/latest:access")["payload"]["data"]).decode()
+        url = f"https://{name}.localhost"
+        yield inventory, types.SimpleNamespace(url=url, environment=deployment.environment, admin_password=password)
+    finally:
+        removed = play(
+            "playbooks/destroy.yml", *(f"-e{key}={value}" for key, value in removing.items()), inventory=inventory
+        )
+        assert removed.code == 0, removed.output
+
+
+@pytest.mark.long
+def test_a_set_is_restored_into_a_new_deployment_of_another_project(
+    nightly: str, run_id: str, new_deployment: tuple[pathlib.Path, Any], cloud: Any, play: Play
+) -> None:
+    assert nightly
+    inventory, moved = new_deployment
+    latest = max(stored(cloud, SETS)).split("/")[0]
+    before = stored(cloud, SETS)
+    options = ["-e", f"platform_restore_bucket={SETS}", "-e", f"platform_restore_confirmed_set={latest}"]
+
+    refused = play("playbooks/restore.yml", *options, inventory=inventory)
+
+    assert refused.code != 0
+    assert "Nothing was changed." in refused.output
+    for credential in SECRETS:
+        assert f"{credential} is another secret than in the set" in refused.output
+
+    changed = json.dumps({"platform_restore_changed_secrets": SECRETS})
+    restored = play("playbooks/restore.yml", *options, "-e", changed, inventory=inventory)
+
+    assert restored.code == 0, restored.output
+    assert client(moved, "read") == run_id
+    assert stored(cloud, SETS) == before
+    again = play("site.yml", inventory=inventory)
+    assert (again.code, again.changed) == (0, 0), again.output
 
 
 def copied_as_of(version: str, cloud: Any) -> str:

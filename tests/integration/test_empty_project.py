@@ -216,7 +216,7 @@ def test_what_users_deleted_goes_from_the_bucket(
     play: Play, make_inventory: Make, variables: dict[str, Any], cloud: Any, environment: dict[str, str]
 ) -> None:
     name = variables["platform_name"]
-    removing = make_inventory(projects=[PROJECT], **{**variables, **CHANGED})
+    removing = make_inventory(projects=[PROJECT], **{**variables, "platform_gc_days": 30})
     configured = play("playbooks/configure.yml", "--tags", "mlflow", inventory=removing)
     assert configured.code == 0, configured.output
     secret = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets/{name}-admin-password/versions/latest"

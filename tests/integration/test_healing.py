@@ -122,14 +122,33 @@ def hang(place: Place) -> None:
     place.shell(f"kill -STOP {SUPERVISOR} {WORKERS}")
 
 
-def database_restarts(place: Place) -> None:
-    response = place.cloud.call("POST", f"{SQL}/instances/mlflow/restart")
+def change_database(place: Place, verb: str, path: str, body: Any = None) -> None:
+    response = place.cloud.call(verb, f"{SQL}/instances/mlflow{path}", body)
     assert response.status_code == 200, response.text
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     while (operation := place.cloud.get(f"{SQL}/operations/{response.json()['name']}"))["status"] != "DONE":
         assert time.monotonic() < deadline, operation
         time.sleep(0.5)
     assert "error" not in operation
+
+
+def database_restarts(place: Place) -> None:
+    change_database(place, "POST", "/restart")
+
+
+def database_fails_over(place: Place) -> None:
+    change_database(place, "POST", "/failover")
+
+
+@pytest.fixture
+def standby(fault: str, cloud: Any, deployment: Any) -> Iterator[None]:
+    """Give the database a standby for as long as that is tried."""
+    place = Place(deployment.server, cloud, "")
+    if needed := fault in LONG_FAULTS and LONG_FAULTS[fault] is database_fails_over:
+        change_database(place, "PATCH", "", {"settings": {"availabilityType": "REGIONAL"}})
+    yield
+    if needed:
+        change_database(place, "PATCH", "", {"settings": {"availabilityType": "ZONAL"}})
 
 
 def database_away(place: Place) -> None:
@@ -236,11 +255,18 @@ LONG_FAULTS: dict[str, Callable[[Place], Any]] = {
     f"the database is away for {AWAY_SECONDS} s": database_away,
     f"the database is away for {AWAY_SECONDS} s at boot": database_away_at_boot,
     f"the database is killed, and there again after {AWAY_SECONDS} s": database_killed,
+    "the database fails over to its standby": database_fails_over,
     f"the bucket answers 503 for {AWAY_SECONDS} s": bucket_unavailable,
     f"the metadata server answers 503 for {AWAY_SECONDS} s at boot": metadata_unavailable_at_boot,
     "memory runs out, and the kernel ends a process of MLflow": memory_runs_out,
     f"/tmp is full for {AWAY_SECONDS} s": temporary_files_full,
     f"the certificate has expired, and certbot.timer comes after {AWAY_SECONDS} s": certificate_expired,
+}
+# Nobody may notice these.
+CHANGES: dict[str, Callable[[Place], Any]] = {
+    "the Cloud SQL Auth Proxy is replaced by a new one": lambda place: place.shell(
+        "touch /etc/systemd/system/cloud-sql-proxy.service; cloud-sql-proxy-handover 75"
+    ),
 }
 
 
@@ -253,7 +279,10 @@ def table() -> Iterator[list[str]]:
     (ROOT / "build" / "faults.md").write_text("\n".join(rows) + "\n")
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS)])
+@pytest.mark.parametrize(
+    "fault", [*FAULTS, *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS | CHANGES)]
+)
+@pytest.mark.usefixtures("standby")
 def test_everything_serves_again_and_nothing_acknowledged_is_lost(
     deployment: Any, cloud: Any, table: list[str], fault: str
 ) -> None:
@@ -262,7 +291,7 @@ def test_everything_serves_again_and_nothing_acknowledged_is_lost(
     wait_for_answers(writer, fault)
     begun = time.monotonic()
 
-    (FAULTS | LONG_FAULTS)[fault](Place(deployment.server, cloud, deployment.environment["HTTPS_PROXY"]))
+    (FAULTS | LONG_FAULTS | CHANGES)[fault](Place(deployment.server, cloud, deployment.environment["HTTPS_PROXY"]))
     wait_for_answers(writer, fault)
     writer.stop.set()
     writer.join()
@@ -272,6 +301,7 @@ def test_everything_serves_again_and_nothing_acknowledged_is_lost(
     lost = writer.lost()
     table.append(f"| {fault} | {seconds:.0f} | {writes} | {len(writer.failures)} | {len(lost)} |")
     assert lost == []
+    assert not (fault in CHANGES and writer.failures), writer.failures
     assert docker("exec", deployment.server, "systemctl", "list-units", "--failed", "--quiet", "--plain") == ""
     writer.ask("POST", "mlflow/experiments/delete", json={"experiment_id": writer.experiment})
 

@@ -1,4 +1,6 @@
+import json
 import time
+from collections.abc import Iterator
 
 import pytest
 from testinfra.host import Host
@@ -48,7 +50,7 @@ def test_clients_of_the_group_reach_the_database_as_the_service_account(host: Ho
     assert host.check_output(allowed) == "iam login"
     refused = host.run(f"setpriv --reuid=nobody --regid=nogroup --clear-groups {CLIENT}")
     assert "PermissionError" in refused.stderr
-    directory = host.file(DIRECTORY)
+    directory = host.file(f"{DIRECTORY}.main")
     assert (directory.user, directory.group, directory.mode) == ("cloud-sql-proxy", "cloud-sql-proxy", 0o750)
 
 
@@ -85,12 +87,75 @@ def test_a_killed_proxy_comes_back(host: Host, signal: str) -> None:
     assert host.check_output(CLIENT) == "iam login"
 
 
-def test_a_run_finishes_what_an_interrupted_one_left(host: Host, converge) -> None:
+CLIENTS = f"""
+import pathlib, socket, time
+stop, count, failed = pathlib.Path("/tmp/stop"), 0, []
+while not stop.exists():
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect("{SOCKET}")
+            assert client.makefile().readline().strip() == "iam login"
+    except (AssertionError, OSError) as error:
+        failed.append(repr(error))
+    count += 1
+    time.sleep(0.02)
+pathlib.Path("/tmp/report.json").write_text(__import__("json").dumps([count, failed]))
+"""
+
+
+@pytest.fixture
+def clients(host: Host, once: None) -> Iterator[None]:
+    """Connect all the time; none of the connections may have failed at the end."""
+    host.check_output(
+        "rm -f /tmp/stop /tmp/report.json; systemd-run --quiet --collect --unit=clients python3 -c %s", CLIENTS
+    )
+    yield
+    host.check_output("touch /tmp/stop; timeout 30 sh -c 'until test -s /tmp/report.json; do sleep 0.2; done'")
+    count, failed = json.loads(host.file("/tmp/report.json").content_string)
+    assert (count > 50, failed) == (True, [])
+
+
+def states(host: Host) -> list[str]:
+    """Return which proxy new connections go to, and whether the main and the spare one run."""
+    units = host.run("systemctl is-active cloud-sql-proxy cloud-sql-proxy-spare").stdout.split()
+    return [host.check_output(f"readlink {DIRECTORY}"), *units]
+
+
+@pytest.mark.usefixtures("clients")
+def test_a_run_finishes_what_an_interrupted_one_left_and_no_connection_fails(host: Host, converge) -> None:
     before = main_pid(host)
     host.check_output("touch /etc/systemd/system/cloud-sql-proxy.service")
+    assert "changed=1 " in converge("--check").stdout
+    assert main_pid(host) == before
     assert "changed=1 " in converge().stdout
     assert main_pid(host) != before
+    assert states(host) == ["cloud-sql-proxy.main", "active", "inactive"]
     assert "changed=0 " in converge("--check").stdout
+
+
+@pytest.mark.usefixtures("clients")
+@pytest.mark.parametrize("seconds", [3, 8])
+def test_a_killed_handover_is_finished_by_the_next(host: Host, seconds: int) -> None:
+    host.check_output("touch /etc/systemd/system/cloud-sql-proxy.service")
+    handover = "/usr/local/sbin/cloud-sql-proxy-handover"
+    assert host.run(f"timeout --signal=KILL {seconds} {handover} 5").rc == 137
+    assert states(host)[2] == "active"
+    assert host.check_output(f"{handover} 1").splitlines() == [
+        "hands over to a new proxy" if seconds == 3 else "stops the spare proxy"
+    ]
+    assert states(host) == ["cloud-sql-proxy.main", "active", "inactive"]
+    assert host.check_output(f"{handover} 1") == ""
+
+
+@pytest.mark.usefixtures("clients")
+def test_a_proxy_that_does_not_start_takes_nobody_s_place(host: Host, converge) -> None:
+    before = main_pid(host)
+    broken = converge(cloud_sql_proxy_version="2.25.4", cloud_sql_proxy_checksums=checksums(host, "2.25.4"))
+    assert broken.returncode != 0
+    assert "the one before serves on" in broken.stdout
+    assert (main_pid(host), states(host)) == (before, ["cloud-sql-proxy.main", "active", "inactive"])
+    assert converge().returncode == 0
 
 
 def test_a_wrong_checksum_changes_nothing(host: Host, converge) -> None:

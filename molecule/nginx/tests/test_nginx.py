@@ -68,6 +68,35 @@ def test_only_forward_secret_authenticated_ciphers(host: Host) -> None:
     assert "TLS session ticket:" not in handshake(host, "-tls1_2")
 
 
+AUTHORITY = """
+mkdir -p /etc/test-certificate && cd /etc/test-certificate
+new="openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+$new -x509 -days 30 -subj /CN=authority -keyout ca.key -out ca.pem
+$new -subj /CN=mlflow.test -keyout privkey.pem -out csr.pem
+openssl x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -days 30 -out fullchain.pem -extfile - <<'EOF'
+subjectAltName=DNS:mlflow.test
+extendedKeyUsage=serverAuth
+EOF
+systemctl reload nginx
+"""
+
+
+@pytest.mark.long
+def test_testssl_grades_it_a_plus(host: Host, once: None) -> None:
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends testssl.sh")
+    host.check_output(AUTHORITY)
+    try:
+        time.sleep(1)
+        options = "--quiet --nodns=min --ip=127.0.0.1 --add-ca=/etc/test-certificate/ca.pem --overwrite"
+        host.run(f"testssl {options} --jsonfile=/tmp/testssl.json {URL}")
+    finally:
+        host.check_output("rm -r /etc/test-certificate; systemctl reload nginx")
+    found = {one["id"]: one for one in json.loads(host.file("/tmp/testssl.json").content_string)}
+    assert found["overall_grade"]["finding"] == "A+", [
+        one for one in found.values() if one["severity"] not in ("OK", "INFO")
+    ]
+
+
 def test_http2_is_spoken(host: Host) -> None:
     assert "ALPN protocol: h2" in handshake(host, "-alpn h2,http/1.1")
 

@@ -18,6 +18,13 @@ CONFIRMED = {"mlflow_upgrade_confirmed_version": "3.17.2"}
 UPGRADE = {"entry_point": "upgrade", "version": "3.17.2"}
 # Slow machines have slow clients; fewer requests than these would prove nothing.
 FEWEST_REQUESTS = 200
+# Rows for docs/upgrades.md, by `make upgrades`.
+TABLE = pathlib.Path(__file__).parents[3] / "build" / "upgrades.md"
+
+
+@pytest.fixture
+def once() -> None:
+    """Try all of this on both systems."""
 
 
 def sql(host: Host, statement: str) -> str:
@@ -70,9 +77,12 @@ def clients(host: Host, request: pytest.FixtureRequest) -> Callable[[], contextl
                 assert time.monotonic() < deadline, host.run("journalctl --unit=load --no-pager").stdout
                 time.sleep(1)
         report = json.loads(host.file("/srv/load/report.json").content_string)
-        figures = {"test": request.node.name, **report, "failed": len(report["failed"])}
-        with pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "figures.jsonl").open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+        scenario = request.node.originalname.removeprefix("test_").removesuffix("_fails_no_request").replace("_", " ")
+        system = host.backend.get_hostname().removeprefix("upgrade-debian-")
+        figures = [report["requests"], len(report["failed"]), report["slowest_seconds"], round(report["seconds"])]
+        TABLE.parent.mkdir(exist_ok=True)
+        with TABLE.open("a") as file:
+            file.write("| " + " | ".join(map(str, [scenario, system, *figures])) + " |\n")
         assert report["failed"] == []
         assert report["requests"] >= FEWEST_REQUESTS
         assert report["kinds"]["slow upload"]

@@ -167,12 +167,72 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], words: str) -> No
     assert words in found[0]
 
 
+OWNED = b"""CREATE TABLE public.runs (id);
+ALTER TABLE public.runs OWNER TO "old@demo.iam";
+ALTER TABLE public."Odd OWNER TO one" OWNER TO "old@demo.iam";
+ALTER TABLE public.other OWNER TO "old@demo.iam2";
+ALTER SCHEMA public OWNER TO pg_database_owner;
+GRANT SELECT ON TABLE public.runs TO "old@demo.iam" WITH GRANT OPTION;
+COPY public.runs (id) FROM stdin;
+ALTER TABLE public.runs OWNER TO "old@demo.iam";
+\\.
+REVOKE ALL ON SCHEMA public FROM "old@demo.iam";
+ALTER DEFAULT PRIVILEGES FOR ROLE "old@demo.iam" IN SCHEMA public GRANT ALL ON TABLES TO PUBLIC;
+"""
+KEPT = {1, 4, 5, 7, 8, 9}
+
+
+def test_owners_and_grants_go_to_another_user_and_rows_stay() -> None:
+    lines = OWNED.splitlines(keepends=True)
+    wanted = [
+        line if number in KEPT else line.replace(b"old@demo.iam", b"new@x.iam") for number, line in enumerate(lines, 1)
+    ]
+    assert list(backup.owned(lines, "old@demo.iam", "new@x.iam")) == wanted
+    plain = [line.replace(b'"old@demo.iam"', b"old") for line in lines]
+    assert list(backup.owned(plain, "old", "new@x.iam"))[1] == wanted[1]
+
+
+def given(manifest: Any, **options: Any) -> Any:
+    return backup.give(session(**options), SETS, manifest, ARTIFACTS, "new@x.iam")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_dumps_are_given_to_another_user_once_and_the_set_stays(cloud: Any) -> None:
+    for one in ("tracking", "auth"):
+        put(cloud, SETS, f"20300101T020000Z/{one}.sql.gz", gzip.compress(OWNED * 5000))
+    names = [f"20300101T020000Z/{one}.sql.gz" for one in ("tracking", "auth")]
+    files = {
+        name.split("/")[1]: {
+            "generation": cloud.call("GET", f"{STORAGE}/{SETS}/o/{name.replace('/', '%2F')}")["generation"]
+        }
+        for name in names
+    }
+    manifest = {"name": "20300101T020000Z", "database": {"user": "old@demo.iam"}, "files": files}
+
+    assert given(manifest, check_mode=True)["changed"] is True
+    told = given(manifest)
+
+    place = "20300101T020000Z-for-new@x.iam/tracking.sql.gz"
+    assert told == {
+        "changed": True,
+        "dumps": {one: f"gs://{ARTIFACTS}/20300101T020000Z-for-new@x.iam/{one}.sql.gz" for one in ("tracking", "auth")},
+    }
+    lines = list(backup.owned(OWNED.splitlines(keepends=True), "old@demo.iam", "new@x.iam"))
+    assert gzip.decompress(read(cloud, ARTIFACTS, place)) == b"".join(lines) * 5000
+    assert gzip.decompress(read(cloud, SETS, names[0])) == OWNED * 5000
+    assert given(manifest)["changed"] is False
+
+    put(cloud, ARTIFACTS, place, gzip.compress(OWNED))
+    with pytest.raises(CloudError, match="with other content"):
+        given(manifest)
+
+
 @pytest.mark.usefixtures("prepared")
 def test_what_fits_is_not_refused(cloud: Any) -> None:
     take()
     same = {"mlflow_version": "3.18.0", "schemas": {"tracking": "a1", "auth": "b1"}}
     assert problems(dataclasses.replace(TARGET, **same)) == []
-    assert problems(dataclasses.replace(TARGET, mlflow_version="")) == []
+    assert problems(dataclasses.replace(TARGET, mlflow_version="", user="")) == []
     assert problems(dataclasses.replace(TARGET, occupied=True, confirmed_set=WANTED.name)) == []
     add_secret(cloud, "the old value")
     assert problems(TARGET) == []
