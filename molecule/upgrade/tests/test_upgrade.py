@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -77,12 +78,14 @@ def clients(host: Host, request: pytest.FixtureRequest) -> Callable[[], contextl
                 assert time.monotonic() < deadline, host.run("journalctl --unit=load --no-pager").stdout
                 time.sleep(1)
         report = json.loads(host.file("/srv/load/report.json").content_string)
-        scenario = request.node.originalname.removeprefix("test_").removesuffix("_fails_no_request").replace("_", " ")
+        scenario = (
+            request.node.originalname.removeprefix("test_").removesuffix("_fails_no_request").removesuffix("_and")
+        )
         system = host.backend.get_hostname().removeprefix("upgrade-debian-")
         figures = [report["requests"], len(report["failed"]), report["slowest_seconds"], round(report["seconds"])]
         TABLE.parent.mkdir(exist_ok=True)
         with TABLE.open("a") as file:
-            file.write("| " + " | ".join(map(str, [scenario, system, *figures])) + " |\n")
+            file.write("| " + " | ".join(map(str, [scenario.replace("_", " "), system, *figures])) + " |\n")
         assert report["failed"] == []
         assert report["requests"] >= FEWEST_REQUESTS
         assert report["kinds"]["slow upload"]
@@ -228,6 +231,23 @@ def test_an_upgrade_whose_schema_stays_asks_nothing_and_fails_no_request(host: H
     assert upgraded.returncode == 0, upgraded.stdout
     assert served_version(host) == "3.17.2"
     assert running(host) == [live(host)]
+
+
+@pytest.mark.long
+def test_other_dependencies_of_the_same_version_fail_no_request(host: Host, converge, clients, tmp_path) -> None:
+    before, name = live(host), "requirements-3.17.2.txt"
+    lock = pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "locks", name).read_text()
+    # One less, which PostgreSQL does not need.
+    shorter = re.sub(r"(?m)^pymysql==.*(\n    --hash.*)*\n", "", lock)
+    assert shorter != lock
+    (tmp_path / name).write_text(shorter)
+    with clients():
+        changed = converge(version="3.17.2", mlflow_lock_dir=str(tmp_path))
+    assert changed.returncode == 0, changed.stdout
+    assert running(host) == [live(host)] != [before]
+    assert host.run("ls /etc/mlflow/live/release/lib/python3*/site-packages | grep pymysql").rc == 1
+    assert host.check_output("readlink /etc/mlflow/previous") == f"generations/{before}"
+    assert converge(version="3.17.2").returncode == 0
 
 
 def kill_at_step(process: "subprocess.Popen[str]", number: int) -> str:
