@@ -234,7 +234,7 @@ def test_an_upgrade_whose_schema_stays_asks_nothing_and_fails_no_request(host: H
 
 
 @pytest.mark.long
-def test_other_dependencies_of_the_same_version_fail_no_request(host: Host, converge, clients, tmp_path) -> None:
+def test_a_change_of_dependencies_fails_no_request(host: Host, converge, clients, tmp_path) -> None:
     before, name = live(host), "requirements-3.17.2.txt"
     lock = pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "locks", name).read_text()
     # One less, which PostgreSQL does not need.
