@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -182,6 +183,37 @@ def make_inventory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pa
         return inventory
 
     return make
+
+
+def interrupted(
+    environment: dict[str, str],
+    inventory: pathlib.Path,
+    condition: Callable[[], bool],
+    *arguments: str,
+    log: pathlib.Path = pathlib.Path(os.devnull),
+) -> None:
+    """Run a playbook and kill it as soon as the condition holds. What it says goes to the log."""
+    deadline = time.monotonic() + 600
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            ["ansible-playbook", *arguments, "-i", str(inventory)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        ) as running,
+    ):
+        try:
+            while not condition() and running.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert running.poll() is None, f"it ended by itself: {log.read_text()}"
+        finally:
+            # Also where the condition fails: else its end is waited for. Its workers have sessions of their own.
+            subprocess.run(["pkill", "--signal=KILL", "--full", f"ansible-playbook .*{inventory}"], check=False)
+    assert condition(), "waited in vain"
 
 
 @pytest.fixture(scope="session")

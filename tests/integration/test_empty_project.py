@@ -10,12 +10,9 @@ import base64
 import concurrent.futures
 import contextlib
 import json
-import os
 import pathlib
 import secrets
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +20,7 @@ import pytest
 import requests
 import yaml
 
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, interrupted
 
 pytestmark = pytest.mark.long
 PROJECT = "empty-project"
@@ -114,29 +111,8 @@ def roles(playbook: str) -> list[str]:
     return [role["role"] for role in first["roles"]]
 
 
-def killed_at(role: str, environment: dict[str, str], inventory: pathlib.Path, log: pathlib.Path) -> None:
-    """Run site.yml, and kill it as soon as a role begins."""
-    deadline = time.monotonic() + 600
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            ["ansible-playbook", "site.yml", "-i", str(inventory)],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as running,
-    ):
-        try:
-            while f"TASK [{role} : " not in log.read_text():
-                assert running.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, f"{role} never began"
-                time.sleep(0.1)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
+def has_begun(role: str, log: pathlib.Path) -> Callable[[], bool]:
+    return lambda: f"TASK [{role} : " in log.read_text()
 
 
 def test_site_killed_at_every_role_is_finished_by_the_next_run(
@@ -146,7 +122,8 @@ def test_site_killed_at_every_role_is_finished_by_the_next_run(
     inventory = make_inventory(projects=[PROJECT], **variables)
     with emptied(inventory, variables["platform_name"], play):
         for role in roles("provision") + roles("configure"):
-            killed_at(role, environment, inventory, tmp_path / "log")
+            log = tmp_path / role
+            interrupted(environment, inventory, has_begun(role, log), "site.yml", log=log)
 
         finished, again = play("site.yml", inventory=inventory), play("site.yml", inventory=inventory)
 

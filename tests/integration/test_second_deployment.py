@@ -6,13 +6,9 @@ Checked, interrupted, finished, used, and taken away again without a trace.
 from __future__ import annotations
 
 import base64
-import contextlib
-import os
 import pathlib
 import secrets
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +16,8 @@ import pytest
 import requests
 
 from emulator.server import METHODS
+from tests.integration.conftest import interrupted
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT = "empty-project"
 COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
 # Another each time: a Cloud SQL instance's name stays taken after the instance is deleted.
@@ -363,31 +359,6 @@ def unprotected(play: Play, make_inventory: Make) -> Iterator[pathlib.Path]:
     inventory = make_inventory(projects=[PROJECT], **VARIABLES)
     yield inventory
     play("playbooks/destroy.yml", *WHOLE, inventory=inventory)
-
-
-def interrupted(
-    environment: dict[str, str], inventory: pathlib.Path, condition: Callable[[], bool], *arguments: str
-) -> None:
-    """Run a playbook and kill it as soon as the condition holds."""
-    deadline = time.monotonic() + 120
-    with subprocess.Popen(
-        ["ansible-playbook", *arguments, "-i", str(inventory)],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as running:
-        try:
-            while not condition() and running.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.1)
-            assert running.poll() is None, "it ended by itself"
-        finally:
-            # Also where the condition fails: else its end is waited for.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
-    assert condition(), "waited in vain"
 
 
 def sql(statements: str) -> str:
