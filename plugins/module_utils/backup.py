@@ -519,9 +519,15 @@ def give(cloud: Session, bucket: str, manifest: Json, here: str, user: str) -> J
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the lines of what is compressed."""
-    with gzip.open(io.BufferedReader(_Chunks(chunks)), "rb") as unpacked:
-        yield from unpacked
+    """Yield the lines of what is compressed; raises CloudError when it ends too early."""
+    unpacked, rest = zlib.decompressobj(wbits=31), b""
+    for chunk in chunks:
+        *lines, rest = (rest + unpacked.decompress(chunk)).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if not unpacked.eof:
+        raise CloudError("A dump is damaged (it ends too early)")
+    if rest:
+        yield rest
 
 
 def _plain_sha256(chunks: Iterator[bytes]) -> str:
@@ -529,26 +535,6 @@ def _plain_sha256(chunks: Iterator[bytes]) -> str:
     for line in _lines(chunks):
         digest.update(line)
     return digest.hexdigest()
-
-
-class _Chunks(io.RawIOBase):
-    """A file to read that comes in chunks."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, and return with how many bytes; none at the end."""
-        for chunk in self._chunks if not self._rest else ():
-            self._rest = chunk
-            if chunk:
-                break
-        count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
-        return count
 
 
 def artifact_list(cloud: Session, bucket: str, manifest: Json) -> list[Json]:

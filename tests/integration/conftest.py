@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -90,9 +92,9 @@ class Cloud:
         response.raise_for_status()
         return response.json()
 
-    def secret(self, name: str, version: str = "latest") -> str:
+    def secret(self, name: str, version: str = "latest", project: str = "demo-project") -> str:
         """Return the value of a secret's version."""
-        url = f"https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{name}/versions/{version}:access"
+        url = f"https://secretmanager.googleapis.com/v1/projects/{project}/secrets/{name}/versions/{version}:access"
         return base64.b64decode(self.get(url)["payload"]["data"]).decode()
 
 
@@ -211,9 +213,34 @@ def interrupted(
                 time.sleep(0.1)
             assert running.poll() is None, f"it ended by itself: {log.read_text()}"
         finally:
-            # Also where the condition fails: else its end is waited for. Its workers have sessions of their own.
-            subprocess.run(["pkill", "--signal=KILL", "--full", f"ansible-playbook .*{inventory}"], check=False)
+            # Also where the condition fails: else its end is waited for.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            # Its workers have sessions of their own.
+            for process in pathlib.Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if f"\0{inventory}\0".encode() in (process / "cmdline").read_bytes():
+                        os.kill(int(process.name), signal.SIGKILL)
     assert condition(), "waited in vain"
+
+
+@contextlib.contextmanager
+def removed_afterwards(
+    inventory: pathlib.Path, project: str, name: str, play: Callable[..., Run]
+) -> Iterator[pathlib.Path]:
+    """Yield a deployment's inventory, and remove at the end all that was made by it."""
+    options = {
+        "platform_destroy_project": project,
+        "platform_destroy_bucket": f"{project}-{name}-artifacts",
+        "platform_destroy_database": name,
+        "platform_destroy_logs": f"{project}-{name}-logs",
+    }
+    named = [f"--extra-vars={key}={value}" for key, value in options.items()]
+    try:
+        yield inventory
+    finally:
+        removed = play("playbooks/destroy.yml", *named, inventory=inventory)
+    assert removed.code == 0, removed.output
 
 
 @pytest.fixture(scope="session")

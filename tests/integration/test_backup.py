@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import pathlib
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.integration.conftest import ROOT, metadata_token
+from tests.integration.conftest import ROOT, metadata_token, removed_afterwards
 
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 SETS, ARTIFACTS = "demo-project-mlflow-backups", "demo-project-mlflow-artifacts"
@@ -302,24 +301,12 @@ def new_deployment(
     """Make a deployment of another project, yield its inventory and how to reach it, and remove it."""
     name = f"moved-{secrets.token_hex(2)}"
     inventory = make_inventory(projects=[NEW_PROJECT], platform_name=name, platform_domain=f"{name}.localhost")
-    removing = {
-        "platform_destroy_project": NEW_PROJECT,
-        "platform_destroy_bucket": f"{NEW_PROJECT}-{name}-artifacts",
-        "platform_destroy_database": name,
-        "platform_destroy_logs": f"{NEW_PROJECT}-{name}-logs",
-    }
-    try:
+    with removed_afterwards(inventory, NEW_PROJECT, name, play):
         made = play("site.yml", inventory=inventory)
         assert made.code == 0, made.output
-        secret = f"https://secretmanager.googleapis.com/v1/projects/{NEW_PROJECT}/secrets/{name}-admin-password"
-        password = base64.b64decode(cloud.get(f"{secret}/versions/latest:access")["payload"]["data"]).decode()
+        password = cloud.secret(f"{name}-admin-password", project=NEW_PROJECT)
         url = f"https://{name}.localhost"
         yield inventory, types.SimpleNamespace(url=url, environment=deployment.environment, admin_password=password)
-    finally:
-        removed = play(
-            "playbooks/destroy.yml", *(f"-e{key}={value}" for key, value in removing.items()), inventory=inventory
-        )
-        assert removed.code == 0, removed.output
 
 
 @pytest.mark.long

@@ -6,9 +6,7 @@ change.
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
-import contextlib
 import json
 import pathlib
 import secrets
@@ -20,7 +18,7 @@ import pytest
 import requests
 import yaml
 
-from tests.integration.conftest import ROOT, interrupted
+from tests.integration.conftest import ROOT, interrupted, removed_afterwards
 
 pytestmark = pytest.mark.long
 PROJECT = "empty-project"
@@ -88,23 +86,6 @@ def stated(kind: str) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def emptied(inventory: pathlib.Path, name: str, play: Play) -> Iterator[pathlib.Path]:
-    """Remove afterwards what was made."""
-    options = {
-        "platform_destroy_project": PROJECT,
-        "platform_destroy_bucket": f"{PROJECT}-{name}-artifacts",
-        "platform_destroy_database": name,
-        "platform_destroy_logs": f"{PROJECT}-{name}-logs",
-    }
-    named = [f"--extra-vars={key}={value}" for key, value in options.items()]
-    try:
-        yield inventory
-    finally:
-        removed = play("playbooks/destroy.yml", *named, inventory=inventory)
-    assert removed.code == 0, removed.output
-
-
 def roles(playbook: str) -> list[str]:
     """Names of the roles of a playbook's first play, in their order."""
     first = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())[0]
@@ -120,7 +101,7 @@ def test_site_killed_at_every_role_is_finished_by_the_next_run(
 ) -> None:
     variables = stated("killed")
     inventory = make_inventory(projects=[PROJECT], **variables)
-    with emptied(inventory, variables["platform_name"], play):
+    with removed_afterwards(inventory, PROJECT, variables["platform_name"], play):
         for role in roles("provision") + roles("configure"):
             log = tmp_path / role
             interrupted(environment, inventory, has_begun(role, log), "site.yml", log=log)
@@ -140,7 +121,8 @@ def variables() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def inventory(make_inventory: Make, play: Play, variables: dict[str, Any]) -> Iterator[pathlib.Path]:
     """Return an inventory of an empty project. What the tests make there is removed afterwards."""
-    with emptied(make_inventory(projects=[PROJECT], **variables), variables["platform_name"], play) as made:
+    made = make_inventory(projects=[PROJECT], **variables)
+    with removed_afterwards(made, PROJECT, variables["platform_name"], play):
         yield made
 
 
@@ -196,8 +178,7 @@ def test_what_users_deleted_goes_from_the_bucket(
     removing = make_inventory(projects=[PROJECT], **{**variables, "platform_gc_days": 30})
     configured = play("playbooks/configure.yml", "--tags", "mlflow", inventory=removing)
     assert configured.code == 0, configured.output
-    secret = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets/{name}-admin-password/versions/latest"
-    password = base64.b64decode(cloud.get(f"{secret}:access")["payload"]["data"]).decode()
+    password = cloud.secret(f"{name}-admin-password", project=PROJECT)
     with requests.Session() as session:
         session.trust_env = False
         session.proxies = {"https": environment["HTTPS_PROXY"]}
