@@ -1,6 +1,7 @@
 """Clients of MLflow through NGINX, until the file `stop` is there: counts their requests, and every one that fails.
 
-load.py DIRECTORY PASSWORD: writes DIRECTORY/report.json with the requests by kind, the failed ones and the slowest one.
+load.py DIRECTORY PASSWORD: writes DIRECTORY/report.json with the requests by kind, the failed ones, the slowest one,
+and how much came back as it was written; until then DIRECTORY/requests has how many there were.
 Each client keeps its connection as the real client does; nothing is tried twice.
 """
 
@@ -50,6 +51,8 @@ class Client(threading.Thread):
         self.work = work
         self.requests: collections.Counter[str] = collections.Counter()
         self.failed: list[str] = []
+        # Read back and found to be what was written.
+        self.runs = self.bytes = 0
         self.slowest = 0.0
         self.experiment = ""
         self.connection: http.client.HTTPSConnection | None = None
@@ -108,6 +111,7 @@ def train(client: Client) -> None:
     read = json.loads(client.call("GET", f"{API}/runs/get?run_id={run}"))
     if len(read["run"]["data"]["metrics"]) != 20:
         client.fail(f"run {run} lost metrics")
+    client.runs += 1
 
 
 def search(client: Client) -> None:
@@ -132,6 +136,7 @@ def store(client: Client) -> None:
     client.call("PUT", path, content, kind="upload")
     if client.call("GET", path, kind="download") != content:
         client.fail(f"{path} came back different")
+    client.bytes += UPLOAD_BYTES
     time.sleep(PAUSE_BETWEEN_FILES_SECONDS)
 
 
@@ -160,6 +165,7 @@ def store_slowly(client: Client) -> None:
     back = client.call("GET", path, kind="download")
     if hashlib.sha256(back).digest() != hashlib.sha256(piece * SLOW_SECONDS).digest():
         client.fail(f"{path} came back different")
+    client.bytes += len(back)
 
 
 def main() -> None:
@@ -168,14 +174,17 @@ def main() -> None:
     begun = time.monotonic()
     for client in clients:
         client.start()
-    for client in clients:
-        client.join()
+    while any(client.is_alive() for client in clients):
+        (DIRECTORY / "requests").write_text(str(sum(client.requests.total() for client in clients)))
+        time.sleep(1)
     kinds = sum((client.requests for client in clients), collections.Counter())
     report = {
         "requests": kinds.total(),
         "failed": list(itertools.chain.from_iterable(client.failed for client in clients)),
         "slowest_seconds": round(max(client.slowest for client in clients), 2),
         "seconds": round(time.monotonic() - begun, 1),
+        "runs": sum(client.runs for client in clients),
+        "bytes": sum(client.bytes for client in clients),
         "kinds": kinds,
     }
     (DIRECTORY / "report.json").write_text(json.dumps(report))

@@ -340,6 +340,30 @@ def test_an_upgrade_of_the_package_fails_no_request(host: Host) -> None:
     assert "using inherited sockets" in host.check_output("tail -5 /var/log/nginx/error.log")
 
 
+def test_a_restart_waits_for_requests_while_a_load_balancer_is_told_to_send_no_more(host: Host, begin) -> None:
+    upload = f"{CURL} --fail --limit-rate 1M --upload-file /tmp/upload {URL}/api/2.0/mlflow-artifacts/artifacts/x"
+    before = host.check_output("cat /var/lib/nginx/nginx.pid")
+    host.check_output("head --bytes=60M /dev/urandom >/tmp/upload && rm -f /tmp/upload.code")
+    assert head(host, f"{URL}/health")[0] == 200
+    host.check_output("touch /etc/systemd/system/nginx.service.d/hardening.conf")
+    host.check_output(f"({upload}; echo $? >/tmp/upload.code) >/dev/null 2>&1 &")
+    process = begin(nginx_drain_seconds=1)
+    deadline = time.monotonic() + 120
+    while head(host, f"{URL}/health")[0] != 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    # Who is sent here all the same is served.
+    assert head(host, f"{URL}/")[0] == 200
+    assert not host.file("/tmp/upload.code").exists
+
+    output, _ = process.communicate()
+
+    assert process.returncode == 0, output
+    assert host.check_output("cat /tmp/upload.code") == "0"
+    assert host.check_output("cat /var/lib/nginx/nginx.pid") != before
+    assert head(host, f"{URL}/health")[0] == 200
+
+
 def test_the_service_is_confined(host: Host) -> None:
     report = host.check_output("systemd-analyze security --no-pager nginx.service | tail -1")
     assert float(report.split("nginx.service:")[1].split()[0]) <= 2.5
