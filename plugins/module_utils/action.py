@@ -170,7 +170,7 @@ class Action:
                     answer = {}
                     break
                 advice = "it may have been carried out, so it was not repeated: look, then run again"
-                raise CloudError(f"{error}; {advice}") from error
+                raise CloudError(f"{error}; {advice}", error.more) from error
             self.cloud.sleep(min(pause, 10.0))
         self._check_effect()
         return self._shown(first), answer

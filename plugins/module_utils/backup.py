@@ -43,6 +43,7 @@ ENCRYPTED = {
     "mlflow.webhook-secret-encryption-key": "the secrets of webhooks",
     "mlflow.crypto-kek-passphrase": "the providers' keys of the AI gateway",
 }
+NOT_TAKEN = "docs/failures.md#no-backup-set-was-taken"
 UPLOAD_ATTEMPTS = 5
 # How long one export may take.
 TIMEOUT_SECONDS = 7200
@@ -54,6 +55,12 @@ DATABASES = ("tracking", "auth")
 VERSION_TABLES = frozenset({"alembic_version", "alembic_version_auth"})
 _COPY = re.compile(rb'COPY \w+\.(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)) .*FROM stdin;')
 _REVISION = re.compile(rb"INSERT INTO `(\w+)` VALUES \('(\w+)'\);")
+
+
+class SetError(CloudError):
+    """A set that is damaged, not all there, or none."""
+
+    more = "docs/failures.md#the-backup-set-is-not-whole"
 
 
 def stat(cloud: Session, bucket: str, name: str) -> Json | None:
@@ -107,7 +114,7 @@ def read_back(chunks: Iterable[bytes], name: str, *, keep: bool = False) -> Cont
         try:
             plain = unpacked.decompress(chunk) if unpacked else chunk
         except zlib.error as error:
-            raise CloudError(f"{name}: is damaged ({error})") from error
+            raise SetError(f"{name}: is damaged ({error})") from error
         if keep:
             data += plain
         *lines, rest = (rest + plain).split(b"\n")
@@ -124,7 +131,7 @@ def read_back(chunks: Iterable[bytes], name: str, *, keep: bool = False) -> Cont
                 found.rows[table] += 1
                 found.schema = line.decode() if table in VERSION_TABLES else found.schema
     if unpacked and not unpacked.eof:
-        raise CloudError(f"{name}: is damaged (it ends too early)")
+        raise SetError(f"{name}: is damaged (it ends too early)")
     found.sha256, found.data = sha256.hexdigest(), bytes(data)
     found.md5 = base64.b64encode(md5.digest()).decode()
     return found
@@ -136,7 +143,7 @@ def fetch(cloud: Session, bucket: str, described: Json, *, keep: bool = False) -
     found: Contents = cloud.download(bucket, name, generation, lambda chunks: read_back(chunks, name, keep=keep))
     # An object put together from parts has no MD5.
     if found.size != int(described["size"]) or described.get("md5Hash", found.md5) != found.md5:
-        raise CloudError(f"{name}: what was read differs from what is kept")
+        raise SetError(f"{name}: what was read differs from what is kept")
     return found
 
 
@@ -157,7 +164,7 @@ def write(cloud: Session, bucket: str, name: str, content: bytes | pathlib.Path)
         # There by an attempt whose answer was lost, or by somebody else.
         described = stat(cloud, bucket, name)
         if described and described.get("md5Hash") != wanted:
-            raise CloudError(f"gs://{bucket}/{name}: exists already, with other content")
+            raise CloudError(f"gs://{bucket}/{name}: exists already, with other content", NOT_TAKEN)
         if described:
             return
 
@@ -216,7 +223,7 @@ def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
     for file in [*wanted.dumps, ARTIFACTS]:
         described = stat(cloud, wanted.bucket, f"{wanted.name}/{file}")
         if described is None:
-            raise CloudError(f"gs://{wanted.bucket}/{wanted.name}/{file}: is not there")
+            raise SetError(f"gs://{wanted.bucket}/{wanted.name}/{file}: is not there")
         found = fetch(cloud, wanted.bucket, described)
         files[file] = {key: described[key] for key in ("size", "crc32c", "generation")} | {"sha256": found.sha256}
         if file in wanted.dumps:
@@ -274,7 +281,8 @@ def take(cloud: Session, source: Deployment, now: Callable[[], str]) -> Json:
     name = re.sub("[-:]", "", begun)
     instance = next(iter(find(cloud, "sqladmin.instances", source.instance)), None)
     if instance is None:
-        raise CloudError(f"There is no Cloud SQL instance {source.instance} in project {cloud.project}")
+        missing = f"There is no Cloud SQL instance {source.instance} in project {cloud.project}"
+        raise CloudError(missing, NOT_TAKEN)
     for one in DATABASES:
         uri = f"gs://{source.bucket}/{name}/{one}{DUMP}"
         context = {"exportContext": {"uri": uri, "databases": [source.databases[one]], "fileType": "SQL"}}
@@ -325,9 +333,9 @@ def manifest_of(cloud: Session, bucket: str, name: str) -> Json:
         if described := stat(cloud, bucket, f"{one}/{MANIFEST}"):
             manifest: Json = json.loads(fetch(cloud, bucket, described, keep=True).data)
             if manifest["name"] != one:
-                raise CloudError(f"gs://{bucket}/{one}: has the manifest of {manifest['name']}")
+                raise SetError(f"gs://{bucket}/{one}: has the manifest of {manifest['name']}")
             return manifest
-    raise CloudError(f"gs://{bucket}/{name}: is not a backup set, for it has no {MANIFEST}")
+    raise SetError(f"gs://{bucket}/{name}: is not a backup set, for it has no {MANIFEST}")
 
 
 def damages(cloud: Session, bucket: str, manifest: Json) -> list[str]:
@@ -514,7 +522,7 @@ def give(cloud: Session, bucket: str, manifest: Json, here: str, user: str) -> J
             if present is None:
                 write(cloud, here, name, path)
             elif cloud.download(here, name, present["generation"], _plain_sha256) != wanted:
-                raise CloudError(f"gs://{here}/{name}: exists already, with other content")
+                raise CloudError(f"gs://{here}/{name}: exists already, with other content", NOT_TAKEN)
     return {"changed": changed, "dumps": dumps}
 
 
@@ -525,7 +533,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         *lines, rest = (rest + unpacked.decompress(chunk)).split(b"\n")
         yield from (line + b"\n" for line in lines)
     if not unpacked.eof:
-        raise CloudError("A dump is damaged (it ends too early)")
+        raise SetError("A dump is damaged (it ends too early)")
     if rest:
         yield rest
 
@@ -542,7 +550,7 @@ def artifact_list(cloud: Session, bucket: str, manifest: Json) -> list[Json]:
     name = f"{manifest['name']}/{ARTIFACTS}"
     described = stat(cloud, bucket, name)
     if described is None:
-        raise CloudError(f"gs://{bucket}/{name}: is not there")
+        raise SetError(f"gs://{bucket}/{name}: is not there")
     return [json.loads(line) for line in fetch(cloud, bucket, described, keep=True).data.splitlines()]
 
 

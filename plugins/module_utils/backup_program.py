@@ -57,7 +57,7 @@ def main() -> None:
         )
         manifest = take(Session(project, timeout_seconds=TIMEOUT_SECONDS), source, now)["manifest"]
     except CloudError as error:
-        sys.exit(str(error))
+        sys.exit(error.told())
     stamp = {"name": manifest["name"], "ended": manifest["ended"]}
     pathlib.Path(os.environ["STATE_DIRECTORY"], STAMP).write_text(json.dumps(stamp))
     # gcp_observability counts these lines.

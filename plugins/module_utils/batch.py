@@ -29,7 +29,7 @@ class Batch:
         self.by_alias = {alias: resource for resource in resources for alias in resource.aliases}
         self.by_name = {resource.name: resource for resource in resources}
         self.state: dict[Resource, Json | None] = {}
-        self.failures: dict[Resource, str] = {}
+        self.failures: dict[Resource, CloudError] = {}
         self.outcomes: dict[Resource, Outcome] = {}
 
     def read(self) -> None:
@@ -47,7 +47,7 @@ class Batch:
         try:
             self.state[resource] = resource.read()
         except CloudError as error:
-            self.failures[resource] = str(error)
+            self.failures[resource] = error
 
     def _service(self, resource: Resource) -> Resource | None:
         """Return the member that enables the API this one needs."""
@@ -111,11 +111,12 @@ class Batch:
                     order.done(running.pop(future))
 
     def _ensure(self, resource: Resource, needs: set[Resource]) -> None:
-        failed = sorted(other.title for other in needs if other in self.failures)
+        failed = sorted((other for other in needs if other in self.failures), key=lambda other: other.title)
         if resource in self.failures:
             return
         if failed:
-            self.failures[resource] = f"{resource.title}: not attempted, as it needs {', '.join(failed)}"
+            skipped = f"{resource.title}: not attempted, as it needs {', '.join(other.title for other in failed)}"
+            self.failures[resource] = CloudError(skipped, self.failures[failed[0]].more)
             return
         try:
             if resource not in self.state:
@@ -126,7 +127,7 @@ class Batch:
             self.state[resource] = after
             self.outcomes[resource] = (plan, after)
         except CloudError as error:
-            self.failures[resource] = str(error)
+            self.failures[resource] = error
 
     def _lookup(self, link: str) -> Json | None:
         """Return the resource of a Compute Engine link, from the batch where it is a member."""

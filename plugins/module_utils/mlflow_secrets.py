@@ -49,7 +49,7 @@ class Server:
             if response.status_code in {200, 401}:
                 return response
             problem = f"answered {response.status_code} to {path}"
-        raise CloudError(f"{self.url} {problem}")
+        raise CloudError(f"{self.url} {problem}", "docs/failures.md#the-address-does-not-answer")
 
     def logs_in(self, password: str) -> bool:
         """Whether the administrator is let in with a password."""

@@ -37,7 +37,7 @@ def run(module: AnsibleModule, *steps: Callable[[Session], Json]) -> None:
     for warning in dict.fromkeys(warnings):
         module.warn(warning)
     if failure:
-        module.fail_json(msg=str(failure), **result)
+        module.fail_json(msg=failure.told(), **result)
     module.exit_json(**result)
 
 

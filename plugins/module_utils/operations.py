@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import ApiError, CloudError, Session
 
+LATE = "docs/failures.md#an-operation-takes-too-long"
+
 
 class OperationError(CloudError):
     """An operation that ended in failure."""
+
+    more = "docs/failures.md#an-operation-failed"
 
 
 def wait(cloud: Session, api: str, operation: Json, purpose: str) -> Json:
@@ -24,7 +28,8 @@ def wait(cloud: Session, api: str, operation: Json, purpose: str) -> Json:
         if cloud.clock() > deadline:
             raise CloudError(
                 f"{purpose}: not done after {cloud.timeout_seconds:.0f} s (operation {operation['name']} goes on);"
-                " raise timeout_seconds or run again later, the run goes on from here"
+                " raise timeout_seconds or run again later, the run goes on from here",
+                LATE,
             )
         # Compute Engine holds the request until the operation ends, or for two minutes.
         if api != "compute.v1":

@@ -370,7 +370,7 @@ def ensure_policies(cloud: Session, policies: list[Json]) -> Json:
     with ThreadPoolExecutor(THREADS) as pool:
         outcomes = list(pool.map(lambda wish: _outcome(cloud, wish), wishes.values()))
     members = [member for member in outcomes if isinstance(member, dict)]
-    failures = [failure for failure in outcomes if isinstance(failure, str)]
+    failures = [failure for failure in outcomes if isinstance(failure, CloudError)]
     return batch_result("policies", members, failures, lambda m: f"IAM policy of {m['kind']} {m['name']}")
 
 
@@ -383,11 +383,11 @@ def policies_step(policies: list[Json] | None, members: list[Json] | None = None
     return [step] if policies else []
 
 
-def _outcome(cloud: Session, wish: Wish) -> Json | str:
-    """Return the member of the result, or the message of the failure."""
+def _outcome(cloud: Session, wish: Wish) -> Json | CloudError:
+    """Return the member of the result, or the failure."""
     try:
         found = PolicyOf(cloud, wish).ensure()
     except CloudError as error:
-        return str(error)
+        return error
     differences = [difference._asdict() for difference in found]
     return {"kind": wish.kind, "name": wish.name, "changed": bool(found), "differences": differences}

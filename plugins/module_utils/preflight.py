@@ -156,7 +156,7 @@ def report(problems: list[Problem]) -> str:
             f"   problem: {problem.problem}",
             f"   fix:     {problem.fix}",
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "More: docs/failures.md#problems-found"])
 
 
 def _shown(variable: str, value: Any) -> str:

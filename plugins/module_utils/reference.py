@@ -73,7 +73,8 @@ def among(members: list[Json], *, check_mode: bool) -> Find:
         if check_mode and member["action"] == "create":
             return None
         if member["resource"] is None:
-            raise CloudError(f"Google does not show {kind} {name} yet, which others refer to: run again")
+            late = "docs/failures.md#an-operation-takes-too-long"
+            raise CloudError(f"Google does not show {kind} {name} yet, which others refer to: run again", late)
         return dict(member["resource"])
 
     return find

@@ -11,19 +11,19 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Cl
 class PartialError(CloudError):
     """Some members of a batch failed; `result` tells of the others."""
 
-    def __init__(self, message: str, result: Json) -> None:
-        super().__init__(message)
+    def __init__(self, failures: list[CloudError], result: Json) -> None:
+        super().__init__("\n".join(map(str, failures)), ", ".join(dict.fromkeys(one.more for one in failures)))
         self.result = result
 
 
-def batch_result(option: str, members: list[Json], failures: list[str], title: Callable[[Json], str]) -> Json:
+def batch_result(option: str, members: list[Json], failures: list[CloudError], title: Callable[[Json], str]) -> Json:
     """Return the result of a batch whose members are given under `option`; PartialError when there are failures."""
     changed = [member for member in members if member["changed"]]
     diff = [_diff(title(member), member["differences"]) for member in changed]
     changes = [_change(title(member), member) for member in changed]
     result = {"changed": bool(changed), "changes": changes, option: members, "diff": diff}
     if failures:
-        raise PartialError("\n".join(failures), result)
+        raise PartialError(failures, result)
     return result
 
 

@@ -203,12 +203,14 @@ class Resource:
             state = (actual or {}).get(self.kind.state_field)
             if state in self.kind.failed_states:
                 raise CloudError(
-                    f"{self.title}: is in the state {state} for good{self._why()}: delete it, then run again"
+                    f"{self.title}: is in the state {state} for good{self._why()}: delete it, then run again",
+                    operations.OperationError.more,
                 )
             if state not in self.kind.passing_states or self.cloud.check_mode:
                 return actual
             if self.cloud.clock() > deadline:
-                raise CloudError(f"{self.title}: still {state} after {self.cloud.timeout_seconds:.0f} s")
+                late = f"{self.title}: still {state} after {self.cloud.timeout_seconds:.0f} s"
+                raise CloudError(late, operations.LATE)
             self.cloud.sleep(min(pause, 10.0))
         raise AssertionError("pauses never end")
 
@@ -280,7 +282,8 @@ class Resource:
         if _at(actual, self.kind.protection):
             raise CloudError(
                 f"{self.title}: {self.kind.protection} is on, so it was not deleted;"
-                " switch that off in a run of its own, then delete it"
+                " switch that off in a run of its own, then delete it",
+                "docs/failures.md#it-is-kept-from-deletion",
             )
         return [Difference("state", "present", "absent")]
 
@@ -313,7 +316,8 @@ class Resource:
             fields = "; ".join(f"{one.field} is {_shown(one.before)}, wanted {_shown(one.after)}" for one in fixed)
             raise CloudError(
                 f"{self.title}: {fields}. Google cannot change this in place and nothing was changed;"
-                " state the present value, or delete the resource yourself before the next run"
+                " state the present value, or delete the resource yourself before the next run",
+                "docs/failures.md#google-cannot-change-this-in-place",
             )
 
     def _is_immutable(self, path: str) -> bool:
@@ -512,7 +516,8 @@ class Labelled(Resource):
             names = ", ".join(one["name"] for one in found)
             raise CloudError(
                 f"{self.title}: {names} all have the label {NAME_LABEL}={self.wanted.name}, by which it is found;"
-                " take the label off, or delete, all but one of them"
+                " take the label off, or delete, all but one of them",
+                "docs/failures.md#several-have-the-same-label",
             )
         self._assigned = found[0]["name"] if found else ""
         return found[0] if found else None
@@ -644,7 +649,8 @@ class Container(Resource):
         count = len(page.get(key, []))
         if count and not self.wanted.delete_contents:
             raise CloudError(
-                f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first"
+                f"{self.title}: is not empty, so it was not deleted; set delete_contents, or empty it first",
+                "docs/failures.md#it-is-kept-from-deletion",
             )
         shown = f"{count} or more" if page.get("nextPageToken") else str(count)
         return [*found, Difference(noun, shown, "0")] if count else found

@@ -24,6 +24,7 @@ ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits
 # Fewer characters, or fewer to choose from, could be guessed.
 LEAST = 16
 ATTEMPTS = 5
+NOT_DISABLED = "docs/failures.md#the-old-secrets-were-not-disabled"
 # Annotation of a secret while it is rotated: the number of the version that is replaced. It is there from before the
 # new version until after the old ones are disabled: a run that was killed in between is finished, and makes no other.
 REPLACES = "rotation-replaces"
@@ -133,7 +134,10 @@ class Secret:
         """Return the number of the latest version, None where there is none; CloudError when it is disabled."""
         number, state = next(iter(list_versions(self.cloud, self.name)), ("", ""))
         if state == "DISABLED":
-            raise CloudError(f"secret {self.name}: its latest version {number} is disabled; enable or destroy it")
+            raise CloudError(
+                f"secret {self.name}: its latest version {number} is disabled; enable or destroy it",
+                "docs/failures.md#a-secrets-latest-version-is-disabled",
+            )
         return number or None
 
     def _version_difference(self) -> list[Difference]:
@@ -180,7 +184,8 @@ class Secret:
             if latest != (self.used_version, "ENABLED"):
                 raise CloudError(
                     f"secret {self.name}: version {self.used_version} is in use, the latest is {' '.join(latest)}."
-                    " No version was disabled: run the rotation again"
+                    " No version was disabled: run the rotation again",
+                    NOT_DISABLED,
                 )
             noted = secret.get("annotations", {}).get(REPLACES)
             self.version, self.replaces = latest[0], noted or ""
@@ -204,7 +209,7 @@ class Secret:
     def _read(self) -> Json:
         secret = self.resource.read()
         if secret is None:
-            raise CloudError(f"secret {self.name}: does not exist, so it cannot be rotated")
+            raise CloudError(f"secret {self.name}: does not exist, so it cannot be rotated", NOT_DISABLED)
         return secret
 
     def _note(self, secret: Json, replaced: str | None) -> None:
@@ -239,15 +244,15 @@ def ensure_secrets(cloud: Session, wanted: list[Json]) -> Json:
     with ThreadPoolExecutor(THREADS) as pool:
         outcomes = list(pool.map(_outcome, members))
     results = [outcome for outcome in outcomes if isinstance(outcome, dict)]
-    failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, CloudError)]
     return batch_result("secrets", results, failures, lambda one: f"secret {one['name']}")
 
 
-def _outcome(secret: Secret) -> Json | str:
-    """Return the member of the result, or the message of the failure."""
+def _outcome(secret: Secret) -> Json | CloudError:
+    """Return the member of the result, or the failure."""
     try:
         found = secret.ensure()
     except CloudError as error:
-        return str(error)
+        return error
     told = {"version": secret.version, "replaces": secret.replaces} if secret.rotation else {}
     return {"name": secret.name, "changed": bool(found), "differences": [one._asdict() for one in found], **told}

@@ -48,11 +48,22 @@ THREADS = 8
 STORAGE_UPLOADS = "https://storage.googleapis.com/upload/storage/v1"
 CHUNK_BYTES = 1 << 20
 PASSING_STATUSES = frozenset({500, 502, 503, 504})
+CREDENTIALS = "docs/failures.md#no-google-credentials"
 SIGN_IN = "run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file"
 
 
 class CloudError(Exception):
-    """A failure with a message for the operator."""
+    """A failure with a message for the operator; `more` is the section of docs/failures.md about it."""
+
+    more = "docs/failures.md#problems-found"
+
+    def __init__(self, message: str, more: str = "") -> None:
+        super().__init__(message)
+        self.more = more or self.more
+
+    def told(self) -> str:
+        """Return the message as a run ends with it."""
+        return f"{self}\nMore: {self.more}"
 
 
 class ApiError(CloudError):
@@ -64,6 +75,18 @@ class ApiError(CloudError):
         self.reason = reason
         self.message = message
         self.service = service
+        self.more = self._section()
+
+    def _section(self) -> str:
+        if self.service_disabled:
+            return "docs/failures.md#a-service-is-not-enabled"
+        if self.status == 403:
+            return "docs/failures.md#google-does-not-allow-it"
+        if self.conflict:
+            return "docs/failures.md#somebody-else-was-faster"
+        if self.status == 429 or self.status in PASSING_STATUSES:
+            return "docs/failures.md#google-is-out-of-reach"
+        return "docs/failures.md#google-refused-a-request"
 
     @property
     def service_disabled(self) -> bool:
@@ -89,6 +112,8 @@ class ApiError(CloudError):
 class AmbiguousError(CloudError):
     """Nobody knows whether the request was carried out: the resource has to be read again."""
 
+    more = "docs/failures.md#google-is-out-of-reach"
+
 
 class Transport(Protocol):
     """The part of requests.Session that is used."""
@@ -102,7 +127,7 @@ def credentials_for(project: str) -> Any:
     try:
         credentials, _ = google.auth.default(scopes=[SCOPE])
     except google.auth.exceptions.GoogleAuthError as error:
-        raise CloudError(f"No usable Google credentials ({error}): {SIGN_IN}") from error
+        raise CloudError(f"No usable Google credentials ({error}): {SIGN_IN}", CREDENTIALS) from error
     if isinstance(credentials, google.oauth2.credentials.Credentials) and not credentials.quota_project_id:
         # Else a person's calls count for gcloud's own project, where the APIs are not enabled.
         return credentials.with_quota_project(project)
@@ -253,13 +278,15 @@ class Session:
                 if read and response.status_code < 300:
                     return read(response)
             except google.auth.exceptions.RefreshError as error:
-                raise CloudError(f"{purpose}: Google refused the credentials ({error.args[0]}): {SIGN_IN}") from error
+                refused = f"{purpose}: Google refused the credentials ({error.args[0]}): {SIGN_IN}"
+                raise CloudError(refused, CREDENTIALS) from error
             except PASSING_ERRORS as error:
                 if isinstance(error, requests.exceptions.SSLError) and not _was_cut_off(error):
                     fix = "let REQUESTS_CA_BUNDLE name the certificates of the authority in between"
-                    raise CloudError(f"{purpose}: TLS failed ({error}): {fix}") from error
+                    raise CloudError(f"{purpose}: TLS failed ({error}): {fix}", AmbiguousError.more) from error
                 if _was_not_sent(error):
-                    problem = CloudError(f"{purpose}: {urlsplit(url).hostname} could not be reached ({error})")
+                    unreached = f"{purpose}: {urlsplit(url).hostname} could not be reached ({error})"
+                    problem = CloudError(unreached, AmbiguousError.more)
                     continue
                 problem = AmbiguousError(f"{purpose}: no answer from {urlsplit(url).hostname} ({error})")
                 if called.repeatable:
@@ -282,7 +309,7 @@ class Session:
         service = self._attempt(get, get.url({"+name": name}), f"Reading whether {error.service} is enabled", None, {})
         if service.get("state") != "ENABLED":
             fix = f"enable it with serviceusage.services in gcp_resource or `gcloud services enable {error.service}`"
-            raise CloudError(f"{error}: {fix}") from error
+            raise CloudError(f"{error}: {fix}", error.more) from error
 
     def once(self, key: str, ask: Callable[[], Any]) -> Any:
         """Return what `ask` returns, or raise what it raises; others that want the same wait for it."""

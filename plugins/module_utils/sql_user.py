@@ -85,14 +85,16 @@ def plan_user(wanted: Json, actual: Json | None) -> Plan:
     if actual.get("type", "BUILT_IN") != wanted["type"]:
         raise CloudError(
             f"Cloud SQL user {name}: is {actual.get('type', 'BUILT_IN')}, wanted {wanted['type']}."
-            " Google cannot change the type; delete the user yourself before the next run"
+            " Google cannot change the type; delete the user yourself before the next run",
+            "docs/failures.md#google-cannot-change-this-in-place",
         )
     # MySQL's short names are the same for accounts of several projects.
     address = actual.get("iamEmail") or wanted["address"]
     if address.lower() != wanted["address"].lower():
         raise CloudError(
             f"Cloud SQL user {name}: is {address}, wanted {wanted['address']}, which has the same name."
-            " Delete that user yourself before the next run, or name an account that is called otherwise"
+            " Delete that user yourself before the next run, or name an account that is called otherwise",
+            "docs/failures.md#google-cannot-change-this-in-place",
         )
     found = []
     if roles is not None and set(roles) != set(actual.get("databaseRoles", [])):
@@ -210,12 +212,12 @@ def ensure_users(cloud: Session, instance: str, engine: str, users: list[Json]) 
     present = Users(cloud, instance, engine)
     known = present.read()
     members: list[Json] = []
-    failures: list[str] = []
+    failures: list[CloudError] = []
     for user in named:
         try:
             action, found = present.ensure(user, known)
         except CloudError as error:
-            failures.append(str(error))
+            failures.append(error)
             continue
         differences = [difference._asdict() for difference in found]
         members.append(

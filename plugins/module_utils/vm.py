@@ -16,8 +16,10 @@ from typing import Any
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import Json, method
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.operations import LATE
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
+    AmbiguousError,
     ApiError,
     CloudError,
     Session,
@@ -116,12 +118,14 @@ class Vm:
 
     def _raise_if_refused(self, status: str, present: str) -> None:
         if status not in {RUNNING, *STOPPED}:
-            raise CloudError(f"{self.title}: is {status}, and only what runs or is stopped is brought to a size")
+            unfit = f"{self.title}: is {status}, and only what runs or is stopped is brought to a size"
+            raise CloudError(unfit, "docs/failures.md#the-machine-would-have-to-stop")
         if present != self.wanted.machine_type and status == RUNNING and not self.wanted.allow_stopping:
             raise CloudError(
                 f"{self.title}: machineType is {present}, wanted {self.wanted.machine_type}. Google changes it only"
                 " while the machine is stopped, which takes a minute or two, so the machine was left as it is;"
-                " allow that with allow_stopping, or state the present value"
+                " allow that with allow_stopping, or state the present value",
+                "docs/failures.md#the-machine-would-have-to-stop",
             )
 
     def _settled(self) -> Json | None:
@@ -132,7 +136,8 @@ class Vm:
             if actual is None or actual["status"] not in PASSING or self.cloud.check_mode:
                 return actual
             if self.cloud.clock() > deadline:
-                raise CloudError(f"{self.title}: still {actual['status']} after {self.cloud.timeout_seconds:.0f} s")
+                late = f"{self.title}: still {actual['status']} after {self.cloud.timeout_seconds:.0f} s"
+                raise CloudError(late, LATE)
             self.cloud.sleep(min(pause, 10.0))
         raise AssertionError("pauses never end")
 
@@ -186,7 +191,7 @@ class Vm:
             if isinstance(error, ApiError) and error.busy:
                 raise
             fix = f"it is stopped: run again, or state another type; before this run it was {before}"
-            raise CloudError(f"{error}; {fix}") from error
+            raise CloudError(f"{error}; {fix}", "docs/failures.md#the-machine-is-stopped") from error
 
     def _change(self, purpose: str, send: Callable[..., Any], request: Any) -> None:
         """Send a request and wait for the operation it began."""
@@ -195,7 +200,7 @@ class Vm:
             self._call(purpose, operation.result, timeout=self.cloud.timeout_seconds)
         except concurrent.futures.TimeoutError as error:
             took = f"not done after {self.cloud.timeout_seconds:.0f} s"
-            raise CloudError(f"{purpose}: {took}; run again later, the run goes on from here") from error
+            raise CloudError(f"{purpose}: {took}; run again later, the run goes on from here", LATE) from error
 
     def _call(self, purpose: str, send: Callable[..., Any], *request: Any, **options: Any) -> Any:
         import requests
@@ -211,7 +216,7 @@ class Vm:
         try:
             return send(*request, retry=retry.Retry(predicate=passing, timeout=RETRY_SECONDS), **options)
         except exceptions.RetryError as error:
-            raise CloudError(f"{purpose}: {error.cause}") from error
+            raise CloudError(f"{purpose}: {error.cause}", AmbiguousError.more) from error
         except exceptions.GoogleAPICallError as error:
             # Of an operation that failed, the status line says nothing.
             failed = getattr(error.response, "error", None)
@@ -219,7 +224,8 @@ class Vm:
             reason = next((str(one.get("reason", "")) for one in error.errors or [] if isinstance(one, dict)), "")
             raise ApiError(purpose, error.code or 0, reason, words) from error
         except requests.exceptions.RequestException as error:
-            raise CloudError(f"{purpose}: no answer from compute.googleapis.com ({error})") from error
+            silence = f"{purpose}: no answer from compute.googleapis.com ({error})"
+            raise CloudError(silence, AmbiguousError.more) from error
 
 
 def _boot_disk(machine: Json) -> Json:

@@ -103,10 +103,14 @@ def main() -> None:
         msg = (
             f"certbot: the certificate of {domain} is not accepted: {error}. Next, on the server: certbot certificates."
             " With your own: see that this machine trusts who issued it"
+            "\nMore: docs/failures.md#the-certificate-is-not-accepted"
         )
         module.fail_json(msg=msg, component="certbot")
     except requests.RequestException as error:
-        msg = f"nginx: {domain} does not answer: {error}. Next, on the server: journalctl -u nginx -n 50"
+        msg = (
+            f"nginx: {domain} does not answer: {error}. Next, on the server: journalctl -u nginx -n 50"
+            "\nMore: docs/failures.md#the-address-does-not-answer"
+        )
         module.fail_json(msg=msg, component="nginx")
     module.exit_json(changed=False, **seen)
 

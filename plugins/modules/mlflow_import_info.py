@@ -137,7 +137,8 @@ def compare(cloud: Session, options: Json) -> Json:
         source, target = mlflow_import.sides(options, password, os.environ)
         return {"changed": False, **mlflow_import.survey(source, target)}
     except (mlflow_import.ImportStoppedError, MlflowException, OSError) as error:
-        raise CloudError(f"{error}. Nothing was imported by this run. Run it again once that is mended") from error
+        stopped = f"{error}. Nothing was imported by this run. Run it again once that is mended"
+        raise CloudError(stopped, "docs/failures.md#the-import-stopped") from error
 
 
 if __name__ == "__main__":

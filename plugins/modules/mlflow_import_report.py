@@ -111,7 +111,8 @@ def main() -> None:
         try:
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
-            module.fail_json(msg=f"The report cannot be written: {error}. It is:\n{text}")
+            more = "docs/failures.md#something-did-not-come-over"
+            module.fail_json(msg=f"The report cannot be written: {error}. It is:\n{text}\nMore: {more}")
     module.exit_json(changed=False, text=text, missing=report["missing"], path=str(path))
 
 

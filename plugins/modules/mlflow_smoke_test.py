@@ -97,6 +97,7 @@ except ImportError as error:
     MISSING = str(error)
 
 TIMEOUT_SECONDS = 30
+MORE = "More: docs/failures.md#the-service-cannot-be-used"
 
 
 def read_secret(project: str, secret: str) -> str:
@@ -134,7 +135,8 @@ def main() -> None:
     except (google.auth.exceptions.GoogleAuthError, requests.RequestException) as error:
         command = f"gcloud secrets versions list {secret} --project {options['project']}"
         module.fail_json(
-            msg=f"Secret Manager: the password of {options['admin_username']} cannot be read: {error}. Next: {command}",
+            msg=f"Secret Manager: the password of {options['admin_username']} cannot be read: {error}. Next: {command}"
+            f"\n{MORE}",
             component="Secret Manager",
             next_command=command,
         )
@@ -142,7 +144,7 @@ def main() -> None:
         used = mlflow_smoke_test.run(options["url"], options["admin_username"], password)
     except mlflow_smoke_test.SmokeTestError as error:
         module.fail_json(
-            msg=f"{error.component}: {error}. Next, on {options['server']}: {error.next_command}",
+            msg=f"{error.component}: {error}. Next, on {options['server']}: {error.next_command}\n{MORE}",
             component=error.component,
             next_command=error.next_command,
         )

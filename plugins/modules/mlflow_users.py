@@ -116,6 +116,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import mlflow_users
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.mlflow_users import Change, UsersError
 
+MORE = "More: docs/failures.md#not-all-users-are-as-declared"
+
 
 def main() -> None:
     """Compare, change unless in check mode, and say what was changed."""
@@ -142,11 +144,11 @@ def main() -> None:
     )
     wrong = mlflow_users.problems(module.params["users"], module.params["admin_username"], "users")
     if wrong:
-        module.fail_json(msg=mlflow_users.report(wrong))
+        module.fail_json(msg=f"{mlflow_users.report(wrong)}\n{MORE}")
     try:
         changes = compare(module)
     except UsersError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=f"{error}\n{MORE}")
     done: list[Change] = []
     try:
         for change in changes:
@@ -154,7 +156,7 @@ def main() -> None:
             for step in change.steps if not module.check_mode else []:
                 step()
     except UsersError as error:
-        module.fail_json(msg=f"{change.title}: {error}", **told(done))
+        module.fail_json(msg=f"{change.title}: {error}\n{MORE}", **told(done))
     module.exit_json(**told(done))
 
 

@@ -90,6 +90,7 @@ from ansible.module_utils.urls import open_url
 METADATA_URL = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default"
 # https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.versions/access
 API_URL = "https://secretmanager.googleapis.com/v1"
+MORE = "More: docs/failures.md#a-secret-cannot-be-kept-on-the-server"
 TIMEOUT_SECONDS = 10
 PAUSES_SECONDS = (1, 2, 4)
 
@@ -241,7 +242,7 @@ def run(module: AnsibleModule) -> None:
     try:
         token = machine.token()
     except SecretError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=f"{error}\n{MORE}")
     for file in module.params["files"]:
         name = f"projects/{file['project']}/secrets/{file['secret']}"
         try:
@@ -276,7 +277,7 @@ def run(module: AnsibleModule) -> None:
             )
     changed = any(result["changed"] for result in results)
     if problems:
-        module.fail_json(msg="\n".join(problems), changed=changed, files=results)
+        module.fail_json(msg="\n".join([*problems, MORE]), changed=changed, files=results)
     module.exit_json(changed=changed, files=results, diff=diffs)
 
 

@@ -22,8 +22,13 @@ FAULTS: dict[str, list[Json]] = {
     "the operation fails": [{"operation_error": "The zone is out of resources."}],
     "the operation hangs": [{"operation_hangs": True}],
 }
-# From these nobody recovers in one run.
-STOPPING = ("away for long", "never an answer", "the operation fails", "the operation hangs")
+# From these nobody recovers in one run: the section of docs/failures.md that the message ends with.
+STOPPING = {
+    "away for long": "google-is-out-of-reach",
+    "never an answer": "google-is-out-of-reach",
+    "the operation fails": "an-operation-failed",
+    "the operation hangs": "an-operation-takes-too-long",
+}
 # How the core of the modules words what went wrong.
 CLEAR = (
     "(HTTP ",
@@ -80,7 +85,9 @@ def test_a_task_completes_or_stops_with_a_clear_error_and_the_next_run_completes
             if result.get("failed"):
                 stopped.append((method, result["msg"]))
                 where = (method, step.task.role, result["msg"])
-                assert all(any(words in line for words in CLEAR) for line in result["msg"].splitlines()), where
+                *lines, more = result["msg"].splitlines()
+                assert all(any(words in line for words in CLEAR) for line in lines), where
+                assert more == f"More: docs/failures.md#{STOPPING.get(fault)}", where
             else:
                 completed.append(method)
             world.done(step.task.module, step.task.arguments)

@@ -147,7 +147,9 @@ def collect(uri: str, destination: str, days: int, stamp: pathlib.Path) -> int:
         "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     print(f"Removed what was deleted {days} days ago: {json.dumps(summary)}", flush=True)
-    if not found["failed"]:
+    if found["failed"]:
+        print("More: docs/failures.md#deleted-runs-were-not-removed", flush=True)
+    else:
         staged = stamp.with_suffix(".new")
         staged.write_text(json.dumps(summary))
         staged.replace(stamp)

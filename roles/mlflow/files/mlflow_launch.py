@@ -141,7 +141,7 @@ def refuse(schema: Schema, state: State, verb: str, remedy: str) -> None:
     """Exits with EX_CONFIG and says why."""
     print(
         f"Refusing to {verb}: the {schema.name} database has schema {state.current}, this MLflow needs {state.head}. "
-        f"Nothing was changed; {remedy}.",
+        f"Nothing was changed; {remedy}.\nMore: docs/failures.md#mlflow-refuses-to-start",
         file=sys.stderr,
     )
     sys.exit(EX_CONFIG)
@@ -307,7 +307,8 @@ def serve(schemas: list[Schema]) -> None:
     """Runs `mlflow server` in this process, on a Unix socket in the generation's own directory."""
     secrets = {name: credential(name) or "" for name in SECRETS}
     if missing := [f"mlflow.{name}" for name, value in secrets.items() if not value]:
-        print(f"Refusing to start: {', '.join(missing)}: empty, or not loaded by the unit.", file=sys.stderr)
+        said = f"Refusing to start: {', '.join(missing)}: empty, or not loaded by the unit."
+        print(f"{said}\nMore: docs/failures.md#mlflow-refuses-to-start", file=sys.stderr)
         sys.exit(EX_CONFIG)
     passphrase = secrets["crypto-kek-passphrase"]
     secrets["webhook-secret-encryption-key"] = fernet_key(secrets["webhook-secret-encryption-key"])

@@ -86,7 +86,7 @@ def main() -> None:
         if not main_process_runs():
             sys.exit("mlflow stopped before it was ready")
         if time.monotonic() >= deadline:
-            sys.exit(f"mlflow is not ready: {reason}")
+            sys.exit(f"mlflow is not ready: {reason}\nMore: docs/failures.md#mlflow-is-not-ready")
         time.sleep(0.5)
     print("mlflow is ready")
 

@@ -136,7 +136,8 @@ def start(generation: str, verb: str) -> None:
         state = f"{serving} serves as before" if serving else "nothing serves now"
         # The check's reason first: the server's own words may be long.
         said = journal(generation, begun, "--identifier=mlflow-ready") + journal(generation, begun)
-        sys.exit(f"{generation} did not start; {state}. Its last words:\n{said}")
+        more = "More: docs/failures.md#the-new-server-did-not-start"
+        sys.exit(f"{generation} did not start; {state}. Its last words:\n{said}{more}")
 
 
 def forgettable(keep: set[str]) -> list[pathlib.Path]:
@@ -199,7 +200,8 @@ def main() -> None:
     options = parser.parse_args()
     generation = options.generation or pointed(PREVIOUS)
     if not options.check and not (GENERATIONS / generation / "release").is_dir():
-        sys.exit(f"There is no generation {generation!r} with its release: see {GENERATIONS}")
+        more = "More: docs/failures.md#there-is-nothing-to-go-back-to"
+        sys.exit(f"There is no generation {generation!r} with its release: see {GENERATIONS}\n{more}")
     if options.publish:
         publish(generation)
         return

@@ -168,7 +168,8 @@ def test_a_failure_is_told_with_what_was_done(run, google, fault):
     buckets = [{"kind": "storage.buckets", "name": name} for name in ("a", "b")]
     result = run("gcp_resource", resources=buckets)
     assert result["failed"] is True
-    assert result["msg"] == "Reading storage.buckets a: no access (HTTP 403 forbidden)"
+    more = "More: docs/failures.md#google-does-not-allow-it"
+    assert result["msg"] == f"Reading storage.buckets a: no access (HTTP 403 forbidden)\n{more}"
     assert [member["name"] for member in result["resources"]] == ["b"]
 
 
@@ -224,7 +225,8 @@ def test_policies_refer_to_what_was_made_before(run, google, check, member):
     result = run("gcp_resource", kind="storage.buckets", name="b", policies=[policy], _ansible_check_mode=check)
     assert result["changes"][1] == f"update IAM policy of storage.buckets b: roles/a +{member}"
     alone = run("gcp_secret", secrets=[], policies=[policy])
-    assert alone["msg"] == "There is no storage.buckets b beside what refers to it"
+    more = "More: docs/failures.md#problems-found"
+    assert alone["msg"] == f"There is no storage.buckets b beside what refers to it\n{more}"
 
 
 def test_no_policy_is_touched_after_a_resource_that_failed(run, google, fault):

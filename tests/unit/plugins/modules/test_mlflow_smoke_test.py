@@ -63,7 +63,8 @@ def test_a_failure_names_the_component_and_the_command_on_the_server(
     result = run_module(capsys)
     assert result["failed"]
     next_step = "Next, on mlflow-1: journalctl -u 'mlflow-*' -n 50"
-    assert result["msg"] == f"mlflow: Upload an artifact: 403 Forbidden. {next_step}"
+    more = "More: docs/failures.md#the-service-cannot-be-used"
+    assert result["msg"] == f"mlflow: Upload an artifact: 403 Forbidden. {next_step}\n{more}"
 
 
 def test_a_secret_that_cannot_be_read_names_the_command(
@@ -75,4 +76,4 @@ def test_a_secret_that_cannot_be_read_names_the_command(
     monkeypatch.setattr(mlflow_smoke_test, "read_secret", refuse)
     result = run_module(capsys)
     assert result["component"] == "Secret Manager"
-    assert result["msg"].endswith("Next: gcloud secrets versions list mlflow-admin-password --project demo-project")
+    assert "Next: gcloud secrets versions list mlflow-admin-password --project demo-project\n" in result["msg"]
