@@ -162,6 +162,7 @@ faults: images ## What fails while a client writes, and for how long: docs/fault
 	@sed -e '/^| fault/,$$d' docs/faults.md > build/faults.head && cat build/faults.head build/faults.md > docs/faults.md
 
 .PHONY: upgrades
+upgrades long: export UPGRADE_REQUESTS := 10000
 upgrades: images wheels ## How many requests an upgrade fails, and how slow the slowest is: docs/upgrades.md
 	@rm -f build/upgrades.md
 	@molecule test -s upgrade

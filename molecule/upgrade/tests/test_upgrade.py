@@ -14,6 +14,8 @@ PASSWORD = "admin-secret-5c3e"
 OLD_SCHEMA, NEW_SCHEMA = "b7e2c1a4d9f3", "dc11669786a5"
 CONFIRMED = {"mlflow_upgrade_confirmed_version": "3.17.2"}
 UPGRADE = {"entry_point": "upgrade", "version": "3.17.2"}
+# Of the clients of the upgrade that everything else begins with: `make long` and `make upgrades` have ten thousand.
+REQUESTS = int(os.environ.get("UPGRADE_REQUESTS", "200"))
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_a_migration_that_fails_midway_leaves_the_schema(host: Host, converge, c
 
 def test_an_upgrade_that_is_killed_twice_and_run_again_fails_no_request(host: Host, begin, converge, clients) -> None:
     before = live(host)
-    with clients():
+    with clients(REQUESTS):
         kill_at(begin(**UPGRADE, **CONFIRMED), "Migrate | Move the schemas of both databases", host, 1)
         kill_at(begin(**UPGRADE, **CONFIRMED), "Service | Start it", host, 4)
         assert host.run("/opt/mlflow/bin/mlflow-ready").rc == 0
