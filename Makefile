@@ -161,6 +161,12 @@ faults: images ## What fails while a client writes, and for how long: docs/fault
 	@pytest -q tests/integration/test_healing.py
 	@sed -e '/^| fault/,$$d' docs/faults.md > build/faults.head && cat build/faults.head build/faults.md > docs/faults.md
 
+.PHONY: backups
+backups: images ## What backups, restores and drills take, and what they compare: docs/backups.md
+	@rm -f build/backups.md
+	@pytest -q tests/integration/test_backup.py
+	@sed -e '/^|---|---|---|---|---|$$/q' docs/backups.md > build/backups.head && cat build/backups.head build/backups.md > docs/backups.md
+
 .PHONY: upgrades
 upgrades long: export UPGRADE_REQUESTS := 10000
 upgrades: images wheels ## How many requests an upgrade fails, and how slow the slowest is: docs/upgrades.md

@@ -50,10 +50,11 @@ class Deployment:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One finished playbook run: exit code, everything it printed, and (changed, unreachable, failed) by host."""
+    """One finished playbook run: exit code, what it printed, seconds, and (changed, unreachable, failed) by host."""
 
     code: int
     output: str
+    seconds: float
 
     @property
     def hosts(self) -> dict[str, tuple[int, int, int]]:
@@ -152,6 +153,7 @@ def play(environment: dict[str, str]) -> Callable[..., Run]:
     """Return a function that runs a playbook to its end."""
 
     def run(playbook: str, *arguments: str, inventory: pathlib.Path = LOCAL, **changed: str) -> Run:
+        begun = time.monotonic()
         finished = subprocess.run(
             ["ansible-playbook", playbook, "-i", str(inventory), *arguments],
             cwd=ROOT,
@@ -163,7 +165,7 @@ def play(environment: dict[str, str]) -> Callable[..., Run]:
             timeout=1800,
             check=False,
         )
-        return Run(finished.returncode, finished.stdout)
+        return Run(finished.returncode, finished.stdout, time.monotonic() - begun)
 
     return run
 

@@ -1,4 +1,7 @@
-"""A backup set and the way back from it, with the real client, databases and objects."""
+"""A backup set and the way back from it, with the real client, databases and objects.
+
+`make backups` runs this alone, whole, and writes the table of docs/backups.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.integration.conftest import ROOT, metadata_token, removed_afterwards
+from tests.integration.conftest import ROOT, Run, metadata_token, removed_afterwards
+from tests.integration.test_healing import Writer
 
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 SETS, ARTIFACTS = "demo-project-mlflow-backups", "demo-project-mlflow-artifacts"
@@ -69,6 +73,21 @@ def client(deployment: Any, work: str) -> str:
     return done.stdout.split()[-1]
 
 
+def measured(scenario: str, run: Run, manifest: Any, writer: Writer | None = None) -> None:
+    """Add a row to the table: what a playbook took, and what it compared with the set, or read back for it."""
+    rows = sum(sum(tables.values()) for tables in manifest["rows"].values())
+    requests_ = [str(writer.acknowledged + len(writer.failures)), str(len(writer.failures))] if writer else ["", ""]
+    compared = f"{rows} rows, {manifest['artifacts']['objects']} artifacts"
+    table = ROOT / "build/backups.md"
+    table.parent.mkdir(exist_ok=True)
+    with table.open("a") as file:
+        file.write("| " + " | ".join([scenario, *requests_, str(round(run.seconds)), compared]) + " |\n")
+
+
+def manifest_of(cloud: Any, name: str) -> Any:
+    return cloud.get(f"{STORAGE}/{SETS}/o/{name}%2Fmanifest.json?alt=media")
+
+
 def sql(statement: str) -> str:
     command = ["docker", "exec", "--user", "postgres", "cloudsql-mlflow", "psql", "--host=/run/cloudsql"]
     command += ["--username=cloudsqladmin", "--dbname=mlflow", "--tuples-only", "--no-align", f"--command={statement}"]
@@ -103,10 +122,18 @@ def run_id(deployment: Any) -> str:
 def taken(run_id: str, deployment: Any, play: Play, cloud: Any) -> str:
     """The name of a set that has the run."""
     assert run_id
-    backup = play("playbooks/backup.yml")
+    writer = Writer(deployment)
+    writer.start()
+    try:
+        backup = play("playbooks/backup.yml")
+    finally:
+        writer.stop.set()
+        writer.join()
     assert backup.code == 0, backup.output
+    assert writer.failures == []
     assert deployment.admin_password not in backup.output
     (name,) = re.findall(rf"gs://{SETS}/(\w+) is whole", backup.output)
+    measured("a set is taken while a client writes", backup, manifest_of(cloud, name), writer)
     return str(name)
 
 
@@ -114,7 +141,7 @@ def test_a_set_holds_what_a_restore_needs_and_nothing_secret(taken: str, deploym
     names = [f"{taken}/{file}" for file in ("artifacts.ndjson.gz", "auth.sql.gz", "manifest.json", "tracking.sql.gz")]
     assert sorted(stored(cloud, SETS, taken)) == names
     address = f"{STORAGE}/{SETS}/o/{taken}%2Fmanifest.json"
-    manifest = cloud.get(f"{address}?alt=media")
+    manifest = manifest_of(cloud, taken)
     assert manifest["mlflow"]["version"] == "3.17.2"
     assert set(manifest["mlflow"]["schemas"]) == {"tracking", "auth"}
     assert manifest["rows"]["tracking.sql.gz"]["runs"] == int(sql("SELECT count(*) FROM runs"))
@@ -171,6 +198,7 @@ def test_everything_is_back_after_a_restore(
     assert found, restored.output
     assert "2 were copied back, 0 are gone" in restored.output
     print(f"RPO {found[1]} s, RTO {found[2]} s")
+    measured("everything is restored to the same place", restored, manifest_of(cloud, taken))
     assert deployment.admin_password not in restored.output
 
 
@@ -189,7 +217,7 @@ def nightly(taken: str, deployment: Any) -> str:
 
 def test_the_server_takes_the_same_set_by_night(nightly: str, taken: str, deployment: Any, cloud: Any) -> None:
     assert on_server(deployment, "systemctl is-enabled mlflow-backup.timer && systemctl is-active mlflow-backup.timer")
-    by_night, by_hand = (cloud.get(f"{STORAGE}/{SETS}/o/{name}%2Fmanifest.json?alt=media") for name in (nightly, taken))
+    by_night, by_hand = (manifest_of(cloud, name) for name in (nightly, taken))
     assert sorted(stored(cloud, SETS, nightly)) == [name.replace(taken, nightly) for name in stored(cloud, SETS, taken)]
     assert shape(by_night) == shape(by_hand)
     for same in ("mlflow", "certificate", "project"):
@@ -283,6 +311,7 @@ def test_a_drill_that_fails_says_so_and_the_next_one_removes_what_it_left(
 
     assert passed.code == 0, passed.output
     assert f"Drill passed: backup set {latest}" in passed.output
+    measured("a drill, and what one before left is removed", passed, manifest_of(cloud, latest))
     assert deployment.admin_password not in passed.output
     assert made(cloud) == before
     assert client(deployment, "read") == run_id
@@ -330,6 +359,7 @@ def test_a_set_is_restored_into_a_new_deployment_of_another_project(
     restored = play("playbooks/restore.yml", *options, "-e", changed, inventory=inventory)
 
     assert restored.code == 0, restored.output
+    measured("a set is restored into a new deployment of another project", restored, manifest_of(cloud, latest))
     assert client(moved, "read") == run_id
     assert stored(cloud, SETS) == before
     again = play("site.yml", inventory=inventory)
