@@ -71,6 +71,8 @@ _STOP_SECONDS = 30
 _REQUEST_SECONDS = 120
 # Containers without an external address keep one of these over restarts; Docker's own choices lie above.
 _INTERNAL_ADDRESSES = range(128, 192)
+# A copy has a log of its own.
+_COPY = "cp --archive /from/. /to/\nrm -rf /to/base /to/archive"
 _PUBLISHED_PORTS = {"443/tcp": ("127.0.0.1", 8443), "80/tcp": ("127.0.0.1", 8080)}
 
 
@@ -81,7 +83,7 @@ class EffectError(Exception):
 class Effects(Protocol):
     """What the engine asks for; resources are in the shape of their REST API.
 
-    `holds_data`: whether databases are real, so that a clone would have something to copy.
+    `holds_data`: whether databases are real, so that a clone has something to copy.
     """
 
     holds_data: bool
@@ -152,6 +154,9 @@ class Effects(Protocol):
     def delete_sql_backup(self, instance: str, backup: str) -> None:
         """Remove a copy."""
 
+    def clone_sql_instance(self, source: str, name: str, point_in_time: str | None) -> None:
+        """Give an instance that is about to be made what another holds, or held at a moment (RFC 3339)."""
+
     def address_of_domain(self, host: str) -> str | None:
         """Return the address of the running VM that serves one of the operator's names."""
 
@@ -206,6 +211,7 @@ class NoEffects:
     restart_sql_instance = fail_over_sql_instance = delete_sql_instance = _nothing
     create_sql_database = delete_sql_database = create_sql_user = update_sql_user = delete_sql_user = _nothing
     import_sql_database = back_up_sql_instance = restore_sql_instance = delete_sql_backup = _nothing
+    clone_sql_instance = _nothing
 
 
 class DockerEffects:
@@ -297,11 +303,13 @@ class DockerEffects:
         settings = instance.get("settings", {})
         flags = check_database_flags(settings, instance["databaseVersion"])
         engine = sql_engines.of(instance["databaseVersion"])
+        # The name that PostgreSQL's has: MySQL's log is a setting that is kept.
+        archived = bool(settings.get("backupConfiguration", {}).get("pointInTimeRecoveryEnabled"))
         files = {
             "etc/cloudsql/server-cert.pem": (server_cert_pem, 0o644),
             "etc/cloudsql/server-key.pem": (server_key_pem, 0o600),
             "etc/cloudsql/client-ca.pem": (client_ca_pem, 0o644),
-            "etc/cloudsql/instance.json": (json.dumps({"flags": flags}), 0o644),
+            "etc/cloudsql/instance.json": (json.dumps({"flags": flags, "archived": archived}), 0o644),
             **{f"opt/cloudsql/emulator/{program}": ((_HERE / program).read_text(), 0o644) for program in _SQL_PROGRAMS},
         }
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -318,7 +326,16 @@ class DockerEffects:
             else:
                 container.start()
                 self._wait_for_database(container, name)
+                self._begin_log(container)
         return {"ip": self._address(container)}
+
+    def _begin_log(self, container: Container) -> None:
+        """Make the copy from which point-in-time recovery begins, unless there is one or none is asked for."""
+        engine = _engine(container)
+        if engine.begin_log:
+            status, printed = self._exec(container, engine, ("sh", "-c", engine.begin_log), [])
+            if status:
+                raise EffectError(f"Point-in-time recovery could not be begun: {printed.strip()}")
 
     def _make_sql_instance(self, name: str, engine: str, aliases: Sequence[str]) -> Container:
         volume = f"cloudsql-{name}"
@@ -420,16 +437,38 @@ class DockerEffects:
             self._copy_volume(f"sqlbackup-{source}-{backup}", f"cloudsql-{instance}")
             container.start()
         self._wait_for_database(container, instance)
+        with _explained(f"begin the log of the Cloud SQL instance {instance}"):
+            self._begin_log(container)
 
     def delete_sql_backup(self, instance: str, backup: str) -> None:
         """Remove a copy."""
         with _explained(f"delete the backup {backup}"), contextlib.suppress(NotFound):
             self._docker.volumes.get(f"sqlbackup-{instance}-{backup}").remove()
 
-    def _copy_volume(self, source: str, target: str) -> None:
+    def clone_sql_instance(self, source: str, name: str, point_in_time: str | None) -> None:
+        """Give an instance that is about to be made what another holds, or held at a moment."""
+        container = self._existing(f"cloudsql-{source}")
+        # What an attempt that was interrupted left.
+        self.delete_sql_instance(name)
+        with _explained(f"clone the Cloud SQL instance {source}"):
+            self._docker.volumes.create(f"cloudsql-{name}", labels={LABEL: "emulator"})
+            if point_in_time:
+                engine = _engine(container)
+                status, printed = self._exec(container, engine, ("sh", "-c", engine.end_log), [])
+                if status:
+                    raise EffectError(f"The log could not be read: {printed.strip()}")
+                self._copy_volume(f"cloudsql-{source}", f"cloudsql-{name}", engine.recover.format(time=point_in_time))
+                return
+            container.pause()
+            try:
+                self._copy_volume(f"cloudsql-{source}", f"cloudsql-{name}")
+            finally:
+                container.unpause()
+
+    def _copy_volume(self, source: str, target: str, command: str = _COPY) -> None:
         self._docker.containers.run(
             SQL_IMAGE,
-            ["sh", "-c", "find /to -mindepth 1 -delete && cp --archive /from/. /to/"],
+            ["sh", "-ec", f"find /to -mindepth 1 -delete\n{command}"],
             volumes=[f"{source}:/from:ro", f"{target}:/to"],
             labels={LABEL: "emulator"},
             network_mode="none",

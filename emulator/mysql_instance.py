@@ -72,7 +72,7 @@ def main() -> int:
     """Run MariaDB; returns its exit code."""
     sql_instance.take_files("mysql")
     make_data_directory()
-    flags = sql_instance.flags()
+    flags = sql_instance.described()["flags"]
     front = mysql_front.MySqlFront(str(SOCKET), 3306, flags.get(IAM_FLAG) == "on")
     return asyncio.run(sql_instance.run(mariadb_command(flags), signal.SIGTERM, front))
 

@@ -20,6 +20,45 @@ _PG = ("--host=/run/cloudsql", "--username=cloudsqladmin")
 _PSQL = ("psql", *_PG, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1")
 _MARIADB = ("mariadb", "--skip-ssl", "--socket=/run/cloudsql/mysql.sock", "--user=cloudsqladmin", "--batch")
 
+# Point-in-time recovery, in the volume: `base`, a copy of the cluster, and `archive`, all that was written since, which
+# `sql_instance` has the server keep. Scripts of a shell.
+_BEGIN_LOG = f"""
+set -eu
+cd /var/lib/postgresql
+rm -rf recovery
+if [ "$({" ".join(_PSQL)} --tuples-only --no-align --command='SHOW archive_mode' postgres)" = off ]; then
+  rm -rf base archive
+elif [ ! -d base ]; then
+  rm -rf base.new
+  pg_basebackup {" ".join(_PG)} --pgdata=base.new --format=tar --gzip --checkpoint=fast --wal-method=none
+  mv base.new base
+fi
+"""
+# PostgreSQL stops at the first commit after a moment, so there has to be one.
+_END_LOG = f"""
+set -eu
+last=$({" ".join(_PSQL)} --tuples-only --no-align --command='SELECT pg_current_xact_id()' \
+  --command='SELECT pg_walfile_name(pg_switch_wal())' postgres | tail -n 1)
+for attempt in $(seq 300); do
+  if [ -f "/var/lib/postgresql/archive/$last.gz" ]; then exit 0; fi
+  sleep 0.1
+done
+echo "$last was not archived"
+exit 1
+"""
+# Run where /from is the volume of the source and /to a new one, before its server starts.
+_RECOVER = """
+install -d -o postgres -g postgres -m 700 /to/17 /to/17/main
+tar -xzf /from/base/base.tar.gz -C /to/17/main
+cp --archive /from/archive /to/recovery
+cat >/to/17/main/postgresql.auto.conf <<'END'
+restore_command = 'gunzip --stdout /var/lib/postgresql/recovery/%f.gz >%p'
+recovery_target_time = '{time}'
+recovery_target_action = promote
+END
+install -o postgres -g postgres /dev/null /to/17/main/recovery.signal
+"""
+
 _CREATE_DATABASE = r"""
 SELECT format('CREATE DATABASE %I OWNER cloudsqlsuperuser', :'name')
   WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \gexec
@@ -85,6 +124,9 @@ class Engine:
     dump: tuple[str, ...]  # these two take a database's name as their last word
     load: tuple[str, ...]
     ready: tuple[str, ...]
+    begin_log: str
+    end_log: str
+    recover: str
     variable: str
     beginning: str
     create_database: str
@@ -162,6 +204,9 @@ ENGINES = {
         dump=("pg_dump", *_PG),
         load=_PSQL,
         ready=("pg_isready", "--quiet", *_PG, "--dbname=postgres"),
+        begin_log=_BEGIN_LOG,
+        end_log=_END_LOG,
+        recover=_RECOVER,
         variable="\\set {} {}",
         beginning="SET client_min_messages = warning;",
         create_database=_CREATE_DATABASE,
@@ -177,6 +222,9 @@ ENGINES = {
         dump=(),  # the image has no mariadb-dump
         load=(),
         ready=(*_MARIADB, "--execute=DO 0"),
+        begin_log="",
+        end_log="",
+        recover="",
         variable="SET @{} = {};",
         beginning="",
         create_database=_MYSQL_CREATE_DATABASE,

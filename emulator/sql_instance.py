@@ -1,7 +1,8 @@
 """The first process of a Cloud SQL container: a PostgreSQL cluster, kept across restarts, and its proxy front.
 
 Started as root with the files of `/etc/cloudsql` in place (written by `emulator.effects`): `instance.json` with
-`{"flags": {name: value}}`, the instance's `server-cert.pem` and `server-key.pem`, and `client-ca.pem`.
+`{"flags": {name: value}, "archived": whether point-in-time recovery is on}`, the instance's `server-cert.pem` and
+`server-key.pem`, and `client-ca.pem`.
 Roles and rights follow https://cloud.google.com/sql/docs/postgres/users. Ends when PostgreSQL ends; the container's
 restart policy brings both back. `mysql_instance` is the other engine's.
 """
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 
 from emulator import sql_front
 
@@ -22,11 +24,13 @@ CONFIGURATION = pathlib.Path("/etc/cloudsql")
 SOCKET_DIRECTORY = pathlib.Path("/run/cloudsql")
 DATA = pathlib.Path("/var/lib/postgresql/17/main")
 BINARIES = pathlib.Path("/usr/lib/postgresql/17/bin")
+ARCHIVE = pathlib.Path("/var/lib/postgresql/archive")
 IAM_FLAG = "cloudsql.iam_authentication"
 
 _HBA = """\
 # The Unix socket can be reached from inside the container alone.
 local   all cloudsqladmin               trust
+local   replication cloudsqladmin       trust
 local   all +cloudsqliamserviceaccount  trust
 local   all +cloudsqliamuser            trust
 # Passwords: by the front, and directly with TLS. IAM users have none.
@@ -71,7 +75,8 @@ def make_cluster() -> None:
         [
             BINARIES / "initdb",
             *("-D", unfinished, "-U", "cloudsqladmin", "--auth=trust"),  # the server gets an access file of its own
-            *("--encoding=UTF8", "--locale=C.UTF-8"),
+            # Small files of the log, of which each is archived whole.
+            *("--encoding=UTF8", "--locale=C.UTF-8", "--wal-segsize=1"),
         ],
         check=True,
     )
@@ -79,8 +84,8 @@ def make_cluster() -> None:
     unfinished.rename(DATA)
 
 
-def postgres_command(flags: dict[str, str]) -> list[str]:
-    """Return the server's command line for an instance's database flags."""
+def postgres_command(flags: dict[str, str], *, archived: bool) -> list[str]:
+    """Return the server's command line for an instance's database flags, and whether its log is kept."""
     hba = SOCKET_DIRECTORY / "pg_hba.conf"
     hba.write_text(_HBA)
     settings = {
@@ -93,6 +98,13 @@ def postgres_command(flags: dict[str, str]) -> list[str]:
         "ssl_key_file": CONFIGURATION / "server-key.pem",
         "ssl_min_protocol_version": "TLSv1.2",
         "unix_socket_directories": SOCKET_DIRECTORY,
+        # PostgreSQL's defaults, which initdb makes less for small files of the log.
+        "min_wal_size": "80MB",
+        "max_wal_size": "1GB",
+        # A clone answers when it is what it should be.
+        "hot_standby": "off",
+        "archive_mode": "on" if archived else "off",
+        "archive_command": f"gzip -1 <%p >{ARCHIVE}/new && mv {ARCHIVE}/new {ARCHIVE}/%f.gz",
     }
     options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
     return [str(BINARIES / "postgres"), "-D", str(DATA), *options]
@@ -109,9 +121,9 @@ async def run(command: list[str], stop: signal.Signals, front: sql_front.Front) 
     return await server.wait()
 
 
-def flags() -> dict[str, str]:
-    """Return the instance's database flags."""
-    found: dict[str, str] = json.loads((CONFIGURATION / "instance.json").read_text())["flags"]
+def described() -> dict[str, Any]:
+    """Return what `instance.json` says."""
+    found: dict[str, Any] = json.loads((CONFIGURATION / "instance.json").read_text())
     return found
 
 
@@ -119,10 +131,13 @@ def main() -> int:
     """Run PostgreSQL; returns its exit code."""
     take_files("postgres")
     make_cluster()
-    iam_enabled = flags().get(IAM_FLAG) == "on"
+    flags, archived = described()["flags"], described()["archived"]
+    if archived:
+        ARCHIVE.mkdir(exist_ok=True)
+    iam_enabled = flags.get(IAM_FLAG) == "on"
     front = sql_front.Front(str(SOCKET_DIRECTORY / ".s.PGSQL.5432"), 5432, iam_enabled)
     # A fast shutdown: PostgreSQL's answer to SIGTERM would wait for every client to leave.
-    return asyncio.run(run(postgres_command(flags()), signal.SIGINT, front))
+    return asyncio.run(run(postgres_command(flags, archived=archived), signal.SIGINT, front))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ class State:
     `resources` maps a full name such as `compute/projects/p/global/networks/n` to the resource; `objects` a bucket to
     object names to their generations, oldest first; `policies` a resource to its IAM policy; `services` a project to
     its enabled services; `operations` an operation's path to its record; `keys` a service account key's id to
-    `{email, certificate}`; `retired` holds names that cannot be used again; `quotas` the
-    limits that were set, by metric, for `<project>/<region or global>`; `billing` a project to its billing account.
+    `{email, certificate}`; `retired` holds names that cannot be used again; `history` maps a Cloud SQL instance with
+    point-in-time recovery to what it held, `{since, content}`, oldest first; `quotas` has the limits that were set, by
+    metric, for `<project>/<region or global>`; `billing` a project to its billing account.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -67,6 +68,7 @@ class State:
         self.keys: dict[str, Resource] = tables.get("keys", {})
         self.uploads: dict[str, Resource] = tables.get("uploads", {})
         self.retired: list[str] = tables.get("retired", [])
+        self.history: dict[str, list[Resource]] = tables.get("history", {})
         self.quotas: dict[str, dict[str, float]] = tables.get("quotas", {})
         self.billing: dict[str, str] = tables.get("billing", {})
         self.signing_key: str = tables.get("signing_key", "") or secrets.token_hex(32)

@@ -22,7 +22,7 @@ from emulator.services import kms, storage
 from emulator.services.compute import BASE, path_of
 from emulator.services.compute_catalog import ZONES
 from emulator.services.iam import new_account
-from emulator.state import Resource, fingerprint, now, public
+from emulator.state import Resource, State, fingerprint, now, public
 
 _ROOT = "https://sqladmin.googleapis.com/v1/"
 
@@ -188,8 +188,8 @@ def _insert(call: Call) -> Resource:
     return _make(call, call.body or {}, "CREATE", {})
 
 
-def _make(call: Call, body: Resource, operation: str, content: Resource) -> Resource:
-    """Makes an instance; `content` is what a clone has from its source, see `_content`."""
+def _make(call: Call, body: Resource, operation: str, content: Resource, fill: Work = lambda: None) -> Resource:
+    """Makes an instance; `content` is what a clone has from its source, see `_content`, and `fill` brings its data."""
     project = call.parameters["project"]
     name = body.get("name", "")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,96}[a-z0-9])?", name):
@@ -250,10 +250,15 @@ def _make(call: Call, body: Resource, operation: str, content: Resource) -> Reso
     children[f"iam/projects/{_AGENTS}/serviceAccounts/{email}"] = new_account(call.state, _AGENTS, email, {})
     call.state.resources |= {key: instance, **children}
 
+    def work() -> None:
+        fill()
+        _apply(call, instance)
+
     def finish() -> None:
         instance["state"] = "RUNNABLE"
+        _note(call.state, key)
 
-    return _start(call, operation, name, lambda: _apply(call, instance), finish, (key, *children))
+    return _start(call, operation, name, work, finish, (key, *children))
 
 
 def _has_endpoint(settings: Resource) -> bool:
@@ -469,6 +474,7 @@ def _change(call: Call) -> Resource:
 
     def finish() -> None:
         call.state.resources[f"sql/{_name(call)}"] = changed
+        _note(call.state, f"sql/{_name(call)}")
 
     return _start(call, "UPDATE", call.parameters["instance"], lambda: _apply(call, changed), finish)
 
@@ -495,6 +501,7 @@ def _delete(call: Call) -> Resource:
             del call.state.resources[name]
         agent = f"iam/projects/{_AGENTS}/serviceAccounts/{instance['serviceAccountEmailAddress']}"
         call.state.resources.pop(agent, None)
+        call.state.history.pop(key, None)
         call.state.retired.append(key)
 
     return _start(
@@ -550,6 +557,7 @@ def _insert_database(call: Call) -> Resource:
     def finish() -> None:
         owned = {"instance": instance, "project": call.parameters["project"]}
         call.state.resources[key] = _database(engine, owned, body)
+        _note(call.state, f"sql/{_name(call)}")
 
     return _start(
         call, "CREATE_DATABASE", instance, lambda: call.cloud.effects.create_sql_database(instance, name), finish
@@ -563,6 +571,7 @@ def _delete_database(call: Call) -> Resource:
 
     def finish() -> None:
         call.state.resources.pop(key, None)
+        _note(call.state, f"sql/{_name(call)}")
 
     return _start(
         call, "DELETE_DATABASE", instance, lambda: call.cloud.effects.delete_sql_database(instance, name), finish
@@ -608,6 +617,7 @@ def _insert_user(call: Call) -> Resource:
 
     def finish() -> None:
         call.state.resources[f"sql/{_name(call)}/users/{_user_key(name, host)}"] = user
+        _note(call.state, f"sql/{_name(call)}")
 
     asked = user | ({"password": body["password"]} if "password" in body else {})
     return _start(
@@ -662,6 +672,7 @@ def _update_user(call: Call) -> Resource:
 
     def finish() -> None:
         call.state.resources[key] = changed
+        _note(call.state, f"sql/{_name(call)}")
 
     instance = user["instance"]
     effect = public(changed) | ({"password": body["password"]} if body.get("password") else {})
@@ -675,6 +686,7 @@ def _delete_user(call: Call) -> Resource:
 
     def finish() -> None:
         call.state.resources.pop(key, None)
+        _note(call.state, f"sql/{_name(call)}")
 
     return _start(call, "DELETE_USER", instance, lambda: call.cloud.effects.delete_sql_user(instance, name), finish)
 
@@ -730,14 +742,63 @@ def _ephemeral_certificate(call: Call) -> Resource:
     return {"ephemeralCert": _described(pem, instance["name"])}
 
 
-def _content(call: Call) -> Resource:
+def _content(state: State, key: str) -> Resource:
     """Return the databases and users of an instance, by their path in it: all that is known of its data."""
-    prefix = f"sql/{_name(call)}/"
+    prefix = f"{key}/"
     return {
         name.removeprefix(prefix): item
         for kind in ("databases", "users")
-        for name, item in call.state.under(f"{prefix}{kind}/")
+        for name, item in state.under(f"{prefix}{kind}/")
     }
+
+
+def _has_log(instance: Resource) -> bool:
+    """Whether point-in-time recovery is on."""
+    return bool(instance["settings"]["backupConfiguration"].get(_ENGINES[instance["databaseVersion"]].log))
+
+
+def _note(state: State, key: str) -> None:
+    """Remembers from when on an instance holds what it does now, as far back as it can be recovered."""
+    if not _has_log(state.resources[key]):
+        state.history.pop(key, None)
+        return
+    state.history.setdefault(key, []).append({"since": now(), "content": _content(state, key)})
+
+
+def _recoverable(call: Call, instance: Resource) -> tuple[str, str]:
+    """Return the earliest and the latest moment to which an instance can be recovered."""
+    noted = call.state.history.get(f"sql/{_name(call)}")
+    if not _has_log(instance) or not noted:
+        raise _bad(f"Point-in-time recovery is not enabled for instance {instance['name']}.")
+    days = instance["settings"]["backupConfiguration"]["transactionLogRetentionDays"]
+    kept = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+    return max(noted[0]["since"], _written(kept)), now()
+
+
+def _written(moment: datetime.datetime) -> str:
+    """Return a moment as `now` writes it, so that the two compare as text."""
+    return moment.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _content_at(call: Call, instance: Resource, asked: str) -> tuple[str, Resource]:
+    """Return a moment in UTC, and what an instance held then; raises `ApiError` 400 where that cannot be recovered."""
+    try:
+        moment = datetime.datetime.fromisoformat(asked)
+    except ValueError as error:
+        raise _bad(f"Invalid value for pointInTime: {asked}.") from error
+    if moment.tzinfo is None:
+        raise _bad(f"Invalid value for pointInTime: {asked}.")
+    earliest, latest = _recoverable(call, instance)
+    if not earliest <= _written(moment) <= latest:
+        raise _bad(f"pointInTime {asked} is not between the recovery times {earliest} and {latest}.")
+    noted = [one for one in call.state.history[f"sql/{_name(call)}"] if one["since"] <= _written(moment)]
+    return moment.astimezone(datetime.UTC).isoformat(), noted[-1]["content"]
+
+
+@serves("sql.projects.instances.getLatestRecoveryTime", permission="cloudsql.instances.get")
+def _recovery_time(call: Call) -> Resource:
+    earliest, latest = _recoverable(call, _need(call))
+    return {"kind": "sql#getLatestRecoveryTime", "earliestRecoveryTime": earliest, "latestRecoveryTime": latest}
 
 
 def _need_ready(call: Call) -> Resource:
@@ -766,7 +827,7 @@ def _back_up(call: Call) -> Resource:
         "startTime": now(),
         "selfLink": _ROOT + own,
         "_disk": int(instance["settings"]["dataDiskSizeGb"]),
-        "_content": _content(call),
+        "_content": _content(call.state, f"sql/{_name(call)}"),
     }
     if (call.body or {}).get("description"):
         run["description"] = call.body["description"]
@@ -840,12 +901,15 @@ def _restore(call: Call) -> Resource:
         raise _bad("The backup is of another database version.")
     if run["_disk"] > int(instance["settings"]["dataDiskSizeGb"]):
         raise _bad("The disk is smaller than that of the backup's instance.")
-    prefix, owned = f"sql/{_name(call)}/", {"instance": instance["name"]}
+    key, owned = f"sql/{_name(call)}", {"instance": instance["name"]}
 
     def finish() -> None:
-        for path in _content(call):
-            del call.state.resources[prefix + path]
-        call.state.resources |= {prefix + path: {**child, **owned} for path, child in run["_content"].items()}
+        for path in _content(call.state, key):
+            del call.state.resources[f"{key}/{path}"]
+        call.state.resources |= {f"{key}/{path}": {**child, **owned} for path, child in run["_content"].items()}
+        # The log begins anew: what was before cannot be recovered any more.
+        call.state.history.pop(key, None)
+        _note(call.state, key)
 
     name, effects = instance["name"], call.cloud.effects
     copy = (context["instanceId"], context["backupRunId"])
@@ -854,17 +918,24 @@ def _restore(call: Call) -> Resource:
 
 @serves("sql.instances.clone", permission="cloudsql.instances.clone")
 def _clone(call: Call) -> Resource:
+    """https://cloud.google.com/sql/docs/postgres/backup-recovery/pitr, and cloning as of now."""
     instance, context = _need_ready(call), (call.body or {}).get("cloneContext") or {}
-    if call.cloud.effects.holds_data:
-        raise ApiError(501, "The emulated cloud has no sql.instances.clone where databases are real.")
+    if call.cloud.effects.holds_data and instance["databaseVersion"].startswith("MYSQL"):
+        raise ApiError(501, "The emulated cloud has no sql.instances.clone of MySQL where databases are real.")
     if set(context) - {"destinationInstanceName", "pointInTime", "kind"}:
         raise ApiError(501, "Of a clone, the emulated cloud has its name and a point in time.")
-    recovery = instance["settings"]["backupConfiguration"].get("pointInTimeRecoveryEnabled")
-    if context.get("pointInTime") and not recovery:
-        raise _bad("Point-in-time recovery is not enabled.")
+    moment, content = None, _content(call.state, f"sql/{_name(call)}")
+    if context.get("pointInTime"):
+        moment, content = _content_at(call, instance, context["pointInTime"])
     _check_idle(call, f"sql/{_name(call)}")
-    body = {field: instance[field] for field in ("databaseVersion", "region", "settings")}
-    return _make(call, {**body, "name": context.get("destinationInstanceName", "")}, "CLONE", _content(call))
+    copied = ("databaseVersion", "region", "settings", "diskEncryptionConfiguration")
+    body = {field: instance[field] for field in copied if field in instance}
+    source, name = instance["name"], context.get("destinationInstanceName", "")
+
+    def fill() -> None:
+        call.cloud.effects.clone_sql_instance(source, name, moment)
+
+    return _make(call, {**body, "name": name}, "CLONE", content, fill)
 
 
 @serves("sql.instances.failover", permission="cloudsql.instances.failover")

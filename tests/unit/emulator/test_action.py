@@ -158,13 +158,6 @@ def test_what_google_refuses_is_refused(cloud: Any) -> None:
     assert "Point-in-time recovery is not enabled" in cloud.refused("POST", f"{INSTANCE}/clone", early)["message"]
 
 
-@pytest.mark.usefixtures("instance")
-def test_nothing_is_cloned_where_data_is_real(cloud: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud.server.cloud.effects, "holds_data", True)
-    clone = {"cloneContext": {"destinationInstanceName": "copy"}}
-    assert cloud.refused("POST", f"{INSTANCE}/clone", clone)["code"] == 501
-
-
 def test_a_lock_is_put_on_what_was_read_and_once(cloud: Any) -> None:
     bucket = "https://storage.googleapis.com/storage/v1/b"
     body = {"name": "demo-backups", "location": "EU", "retentionPolicy": {"retentionPeriod": "86400"}}

@@ -121,6 +121,9 @@ class PlacedEffects(effects.DockerEffects):
     def _wait_for_database(self, container, name):
         del container, name
 
+    def _begin_log(self, container):
+        del container
+
 
 def test_an_instance_is_found_by_its_dns_name_where_it_has_one(monkeypatch):
     monkeypatch.setattr(effects, "_read", lambda *_: None)
@@ -162,11 +165,15 @@ def test_no_effects_offers_what_docker_effects_offers():
 
 def test_database_flags_reach_the_servers_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sql_instance, "SOCKET_DIRECTORY", tmp_path)
-    command = sql_instance.postgres_command({"max_connections": "50", sql_instance.IAM_FLAG: "on", "ssl": "off"})
+    command = sql_instance.postgres_command(
+        {"max_connections": "50", sql_instance.IAM_FLAG: "on", "ssl": "off"}, archived=True
+    )
     assert "max_connections=50" in command
     assert not [option for option in command if option.startswith(sql_instance.IAM_FLAG)]
     assert "ssl=on" in command  # what the instance is stays the emulator's
     assert "ssl=off" not in command
+    assert "archive_mode=on" in command
+    assert "archive_mode=off" in sql_instance.postgres_command({}, archived=False)
     rules = [line.split() for line in (tmp_path / "pg_hba.conf").read_text().splitlines() if line[0] != "#"]
     assert [rule for rule in rules if rule[0] == "host" and rule[-1] != "reject"] == [
         ["host", "all", "all", "127.0.0.1/32", "scram-sha-256"]
