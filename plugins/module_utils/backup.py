@@ -7,6 +7,7 @@ set are described as `{size, crc32c, generation, sha256}`, size and generation b
 from __future__ import annotations
 
 import base64
+import datetime
 import gzip
 import hashlib
 import hmac
@@ -174,25 +175,69 @@ def fingerprint(value: str, salt: bytes) -> str:
     return hashlib.pbkdf2_hmac("sha256", value.encode(), salt, ITERATIONS).hex()
 
 
-def secret_state(cloud: Session, credential: str, secret: str, salt: bytes) -> Json:
-    """Return name, version and fingerprint of a secret's latest version; the value stays here."""
+def secret_state(cloud: Session, credential: str, secret: str, salt: bytes, version: str = "latest") -> Json:
+    """Return name, version and fingerprint of a version of a secret; the value stays here."""
     access = method("secretmanager.v1", "projects.secrets.versions", "access")
-    name = f"projects/{cloud.project}/secrets/{secret}/versions/latest"
+    name = f"projects/{cloud.project}/secrets/{secret}/versions/{version}"
     answer = cloud.call(access, {"+name": name}, f"Reading the value of secret {secret}")
     value = base64.b64decode(answer["payload"]["data"]).decode()
     version = answer["name"].rsplit("/", 1)[-1]
     return {"credential": credential, "name": secret, "version": version, "pbkdf2_sha256": fingerprint(value, salt)}
 
 
-def secret_states(cloud: Session, secrets: Mapping[str, str], salt: bytes) -> list[Json]:
-    """Return the states of secrets, given by the credential that each becomes on the server."""
+def secret_state_at(cloud: Session, credential: str, secret: str, salt: bytes, moment: str) -> Json | None:
+    """Return the same of the version that was the latest at a moment, None where there was none.
+
+    One that cannot be read any more has no fingerprint, and is no other's equal.
+    """
+    listing = method("secretmanager.v1", "projects.secrets.versions", "list")
+    parent = {"+parent": f"projects/{cloud.project}/secrets/{secret}"}
+    answers = cloud.pages(listing, parent, f"Listing the versions of secret {secret}")
+    made = [one for page in answers for one in page.get("versions", []) if at(one["createTime"]) <= at(moment)]
+    if not made:
+        return None
+    latest = max(made, key=lambda one: int(one["name"].rpartition("/")[2]))
+    version = latest["name"].rpartition("/")[2]
+    if latest["state"] != "ENABLED":
+        return {"credential": credential, "name": secret, "version": version, "pbkdf2_sha256": ""}
+    return secret_state(cloud, credential, secret, salt, version)
+
+
+def secret_states(cloud: Session, secrets: Mapping[str, str], salt: bytes, moment: str = "") -> list[Json]:
+    """Return the states of secrets, given by the credential that each becomes on the server, of now or of a moment."""
+
+    def state(one: tuple[str, str]) -> Json | None:
+        return secret_state_at(cloud, *one, salt, moment) if moment else secret_state(cloud, *one, salt)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda one: secret_state(cloud, one[0], one[1], salt), secrets.items()))
+        return [found for found in pool.map(state, secrets.items()) if found]
+
+
+def at(text: str) -> datetime.datetime:
+    """Return the time of an RFC 3339 text."""
+    return datetime.datetime.fromisoformat(text)
+
+
+def live_at(versions: Iterable[Json], moment: str) -> list[Json]:
+    """Return the generations that were live at a moment, by name; `versions` are all that a bucket keeps.
+
+    Google calls the time at which a generation was replaced or deleted `timeDeleted`.
+    """
+    latest: dict[str, Json] = {}
+    for one in versions:
+        before = latest.get(one["name"])
+        if at(one["timeCreated"]) <= at(moment) and (not before or int(before["generation"]) < int(one["generation"])):
+            latest[one["name"]] = one
+    found = [one for one in latest.values() if "timeDeleted" not in one or at(moment) < at(one["timeDeleted"])]
+    return sorted(found, key=lambda one: str(one["name"]))
 
 
 @dataclass(frozen=True)
 class WantedSet:
-    """A set whose dumps are there, by name of file; `about` goes into the manifest as it is."""
+    """A set whose dumps are there, by name of file; `about` goes into the manifest as it is.
+
+    With `moment` artifacts and secrets are those of then; `served` returns what served, by the schemas of the dumps.
+    """
 
     bucket: str
     name: str
@@ -201,6 +246,8 @@ class WantedSet:
     artifacts_prefix: str
     secrets: dict[str, str]
     about: Json
+    moment: str = ""
+    served: Callable[[Mapping[str, str]], Json] | None = None
 
 
 def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
@@ -212,11 +259,10 @@ def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
     if cloud.check_mode:
         return {"changed": True, "manifest": {}}
     salt = os.urandom(16)
-    secrets = secret_states(cloud, wanted.secrets, salt)
-    listed = [
-        {key: one[key] for key in ("name", "generation", "crc32c", "size")}
-        for one in objects(cloud, wanted.artifacts_bucket, prefix=wanted.artifacts_prefix)
-    ]
+    secrets = secret_states(cloud, wanted.secrets, salt, wanted.moment)
+    found_there = objects(cloud, wanted.artifacts_bucket, prefix=wanted.artifacts_prefix, versions=bool(wanted.moment))
+    live = live_at(found_there, wanted.moment) if wanted.moment else found_there
+    listed = [{key: one[key] for key in ("name", "generation", "crc32c", "size")} for one in live]
     lines = "".join(f"{json.dumps(one)}\n" for one in listed)
     write(cloud, wanted.bucket, f"{wanted.name}/{ARTIFACTS}", gzip.compress(lines.encode(), mtime=0))
     files, rows, schemas = {}, {}, {}
@@ -235,7 +281,7 @@ def complete(cloud: Session, wanted: WantedSet, now: Callable[[], str]) -> Json:
         "ended": now(),
         "project": cloud.project,
         **wanted.about,
-        "mlflow": {**wanted.about["mlflow"], "schemas": schemas},
+        "mlflow": {**(wanted.served(schemas) if wanted.served else wanted.about["mlflow"]), "schemas": schemas},
         "artifacts": {
             "bucket": wanted.artifacts_bucket,
             "prefix": wanted.artifacts_prefix,
@@ -283,10 +329,7 @@ def take(cloud: Session, source: Deployment, now: Callable[[], str]) -> Json:
     if instance is None:
         missing = f"There is no Cloud SQL instance {source.instance} in project {cloud.project}"
         raise CloudError(missing, NOT_TAKEN)
-    for one in DATABASES:
-        uri = f"gs://{source.bucket}/{name}/{one}{DUMP}"
-        context = {"exportContext": {"uri": uri, "databases": [source.databases[one]], "fileType": "SQL"}}
-        _act(cloud, WantedAction("sqladmin.instances", "export", source.instance, body=context))
+    dumps = export(cloud, source.instance, source.databases, f"gs://{source.bucket}/{name}")
     held = {
         "instance": source.instance,
         "version": instance["databaseVersion"],
@@ -295,9 +338,17 @@ def take(cloud: Session, source: Deployment, now: Callable[[], str]) -> Json:
         "backup_run": _own_backup(cloud, source, name),
     }
     about = {"begun": begun, "mlflow": source.mlflow, "certificate": source.certificate, "database": held}
-    dumps = [f"{one}{DUMP}" for one in DATABASES]
     places = (source.artifacts_bucket, source.artifacts_prefix)
     return complete(cloud, WantedSet(source.bucket, name, dumps, *places, source.secrets, about), now)
+
+
+def export(cloud: Session, instance: str, databases: Mapping[str, str], place: str) -> list[str]:
+    """Write the dumps of an instance's databases, and return the names of the files."""
+    files = [f"{one}{DUMP}" for one in DATABASES]
+    for one, file in zip(DATABASES, files, strict=True):
+        context = {"uri": f"{place}/{file}", "databases": [databases[one]], "fileType": "SQL"}
+        act(cloud, WantedAction("sqladmin.instances", "export", instance, body={"exportContext": context}))
+    return files
 
 
 def _own_backup(cloud: Session, source: Deployment, name: str) -> str:
@@ -310,12 +361,12 @@ def _own_backup(cloud: Session, source: Deployment, name: str) -> str:
         wanted = WantedAction(
             "sqladmin.backupRuns", "insert", parent=source.instance, body={"description": name}, unless=unless
         )
-        return str(_act(cloud, wanted).get("backupContext", {}).get("backupId", ""))
+        return str(act(cloud, wanted).get("backupContext", {}).get("backupId", ""))
     runs = [run for run in find(cloud, "sqladmin.backupRuns", parent=source.instance) if run["status"] == "SUCCESSFUL"]
     return str(max(runs, key=lambda run: str(run["endTime"]))["id"]) if runs else ""
 
 
-def _act(cloud: Session, wanted: WantedAction) -> Json:
+def act(cloud: Session, wanted: WantedAction) -> Json:
     """Do an action and return Google's answer."""
     action = Action(cloud, wanted)
     if action.problems:
@@ -325,17 +376,19 @@ def _act(cloud: Session, wanted: WantedAction) -> Json:
 
 def manifest_of(cloud: Session, bucket: str, name: str) -> Json:
     """Return the manifest of a set, `latest` being the newest that is whole; raises CloudError where there is none."""
-    names = [name]
-    if name == "latest":
-        found = [prefix for page in pages(cloud, bucket, delimiter="/") for prefix in page.get("prefixes", [])]
-        names = [prefix.rstrip("/") for prefix in sorted(found, reverse=True)]
-    for one in names:
+    for one in newest_first(cloud, bucket) if name == "latest" else [name]:
         if described := stat(cloud, bucket, f"{one}/{MANIFEST}"):
             manifest: Json = json.loads(fetch(cloud, bucket, described, keep=True).data)
             if manifest["name"] != one:
                 raise SetError(f"gs://{bucket}/{one}: has the manifest of {manifest['name']}")
             return manifest
     raise SetError(f"gs://{bucket}/{name}: is not a backup set, for it has no {MANIFEST}")
+
+
+def newest_first(cloud: Session, bucket: str) -> list[str]:
+    """Return the names of what may be sets."""
+    found = [prefix for page in pages(cloud, bucket, delimiter="/") for prefix in page.get("prefixes", [])]
+    return [prefix.rstrip("/") for prefix in sorted(found, reverse=True)]
 
 
 def damages(cloud: Session, bucket: str, manifest: Json) -> list[str]:
@@ -400,7 +453,12 @@ def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
         for database, held in manifest["mlflow"]["schemas"].items()
         if target.schemas.get(database) != held
     ]
-    if target.mlflow_version not in ("", version) and differing:
+    if target.mlflow_version not in ("", version) and differing and not version:
+        problems.append(
+            f"no set tells which version of MLflow served then, and the inventory's {target.mlflow_version} has other "
+            f"schemas ({'; '.join(differing)}): restore a set of before, by platform_restore_set"
+        )
+    elif target.mlflow_version not in ("", version) and differing:
         problems.append(
             f"the set is of MLflow {version} and the inventory says {target.mlflow_version}, with other schemas "
             f"({'; '.join(differing)}): give -e platform_mlflow_version={version}, and upgrade afterwards"
