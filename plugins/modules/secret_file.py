@@ -39,6 +39,12 @@ options:
         description: Absolute path of the file.
         type: path
         required: true
+      previous_kept:
+        description:
+          - Whether a value that is replaced is kept beside the file, under its path with C(.previous) at the end.
+          - That has all values since somebody removed it, newest first, a line each; it is written before the file is.
+        type: bool
+        default: false
 attributes:
   check_mode:
     description: >-
@@ -214,11 +220,20 @@ def write(path: str, value: bytes) -> None:
         raise
 
 
-def keep(module: AnsibleModule, path: str, value: bytes | None) -> dict[str, Any]:
+def keep_previous(path: str, current: bytes, value: bytes) -> None:
+    """Put what `value` replaces before what was replaced earlier; a value that is back is none of them."""
+    earlier = (current_value(path) or b"").splitlines()
+    lines = [current.rstrip(b"\n"), *earlier]
+    write(path, b"".join(line + b"\n" for line in dict.fromkeys(lines) if line != value.rstrip(b"\n")))
+
+
+def keep(module: AnsibleModule, path: str, value: bytes | None, previous_kept: bool) -> dict[str, Any]:
     """Bring one file to `value`, mode 0600, owner root; None is a value that only a real run would know."""
     current = current_value(path)
     differs = value is None or current != value
     if value is not None and differs and not module.check_mode:
+        if current and previous_kept:
+            keep_previous(f"{path}.previous", current, value)
         write(path, value)
     changed = differs
     if os.path.exists(path):
@@ -258,7 +273,7 @@ def run(module: AnsibleModule) -> None:
                 # A run makes the secret, or gives the right to read it, before it comes here.
                 module.warn(f"Before a run: {error}")
                 version, value = "", current_value(file["path"])
-            result = {"secret": name, "version": version, **keep(module, file["path"], value)}
+            result = {"secret": name, "version": version, **keep(module, file["path"], value, file["previous_kept"])}
         except SecretError as error:
             problems.append(str(error))
             continue
@@ -288,6 +303,7 @@ def main() -> None:
         "secret": {"type": "str", "required": True, "no_log": False},
         "version": {"type": "str", "default": "latest"},
         "path": {"type": "path", "required": True},
+        "previous_kept": {"type": "bool", "default": False},
     }
     spec = {"files": {"type": "list", "elements": "dict", "required": True, "options": suboptions}}
     run(AnsibleModule(argument_spec=spec, supports_check_mode=True))

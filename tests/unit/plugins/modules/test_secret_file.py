@@ -127,6 +127,44 @@ def test_a_new_version_replaces_the_file(cloud, capsys, tmp_path):
     assert path.stat().st_ino != inode
 
 
+def test_what_is_replaced_is_kept_for_its_owner_only_until_somebody_removes_it(cloud, capsys, tmp_path, monkeypatch):
+    path, previous = tmp_path / "key", tmp_path / "key.previous"
+
+    def keep(value: str, **options: Any) -> dict[str, Any]:
+        cloud.secrets["key"] = value.encode()
+        return run(capsys, ("key", path), previous_kept=True, **options)
+
+    for _ in range(2):
+        keep("first")
+        assert not previous.exists()
+    assert keep("second", check=True)["changed"]
+    assert not previous.exists()
+    # Ended before the file is written.
+    original = secret_file.write
+
+    def write(where: str, value: bytes) -> None:
+        if where == str(path):
+            raise OSError(28, "No space left on device")
+        original(where, value)
+
+    monkeypatch.setattr(secret_file, "write", write)
+    assert keep("second")["failed"]
+    assert (path.read_text(), previous.read_text()) == ("first", "first\n")
+    monkeypatch.setattr(secret_file, "write", original)
+    for _ in range(2):
+        keep("second")
+        assert (path.read_text(), previous.read_text()) == ("second", "first\n")
+        assert stat.S_IMODE(previous.stat().st_mode) == 0o600
+    keep("third")
+    assert previous.read_text() == "second\nfirst\n"
+    keep("first")
+    assert (path.read_text(), previous.read_text()) == ("first", "third\nsecond\n")
+    previous.unlink()
+    cloud.secrets["key"] = b"fourth"
+    run(capsys, ("key", path))
+    assert not previous.exists()
+
+
 def test_the_version_is_told_and_may_be_named(cloud, capsys, tmp_path):
     assert run(capsys, ("admin", tmp_path / "admin"))["files"][0]["version"] == "7"
     assert run(capsys, ("admin", tmp_path / "admin"), version="8")["files"][0]["version"] == "8"
