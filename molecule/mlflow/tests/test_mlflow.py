@@ -1,20 +1,33 @@
 import base64
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import time
 import uuid
+from collections.abc import Callable
 
 import pytest
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken
 from mlflow.exceptions import MlflowException
 from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE, KEKManager, _decrypt_secret, _encrypt_secret, unwrap_dek
 from testinfra.host import Host
 
+Converge = Callable[..., "subprocess.CompletedProcess[str]"]
+Begin = Callable[..., "subprocess.Popen[str]"]
 PASSWORD = "admin-secret-5c3e"
 PASSPHRASE = "passphrase-secret-e07c"
 WEBHOOK_SECRET = "webhook-secret-44b8"
-FERNET_KEY = base64.urlsafe_b64encode(hashlib.sha256(WEBHOOK_SECRET.encode()).digest()).decode()
+
+
+def fernet_key(secret: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()).decode()
+
+
+FERNET_KEY = fernet_key(WEBHOOK_SECRET)
 SECRETS = (PASSWORD, "flask-secret-91d2", "database-secret-7a", PASSPHRASE, WEBHOOK_SECRET, FERNET_KEY)
 LIVE = "/run/mlflow/live.sock"
 READY = "/opt/mlflow/bin/mlflow-ready"
@@ -378,6 +391,133 @@ def test_what_mlflow_encrypts_is_read_after_a_restart_and_by_our_keys_alone(host
         assert str(what) in journal(host)
     assert not [one for one in (*SECRETS, "signs-7") if one in journal(host)]
     sql(host, f"DELETE FROM secrets WHERE secret_name = '{foreign}'; DELETE FROM webhooks WHERE webhook_id = '{lost}'")
+
+
+def add_webhook(host: Host, secret: str, key: str = FERNET_KEY) -> str:
+    """Identity of a new webhook, whose secret is encrypted as by a server with that key."""
+    identity, token = str(uuid.uuid4()), Fernet(key).encrypt(secret.encode()).decode()
+    sql(
+        host,
+        "INSERT INTO webhooks (webhook_id, name, url, status, secret, workspace)"
+        f" VALUES ('{identity}', 'by-sql', 'https://8.8.8.8/x', 'DISABLED', '{token}', 'default')",
+    )
+    return identity
+
+
+def opened(host: Host, passphrase: str, webhook_key: str) -> set[str]:
+    """What these two keys decrypt: names of the gateway's secrets, and what webhooks sign with."""
+    kek, found = KEKManager(passphrase).get_kek(), set()
+    for row in sql(host, "SELECT secret_name, encode(wrapped_dek, 'hex') FROM secrets WHERE kek_version = 1").split():
+        name, key = row.split("|")
+        with contextlib.suppress(MlflowException):
+            unwrap_dek(bytes.fromhex(key), kek)
+            found.add(name)
+    for token in sql(host, "SELECT secret FROM webhooks WHERE secret IS NOT NULL").split():
+        with contextlib.suppress(InvalidToken):
+            found.add(Fernet(fernet_key(webhook_key)).decrypt(token.encode()).decode())
+    return found
+
+
+def replace_keys(host: Host, passphrase: str, webhook_key: str) -> None:
+    """Leave in the credentials' directory what server_secrets leaves there when it replaces both keys."""
+    for name, value in (("crypto-kek-passphrase", passphrase), ("webhook-secret-encryption-key", webhook_key)):
+        path = f"/etc/credstore/mlflow.{name}"
+        host.check_output(
+            f"(cat {path}; echo) >{path}.previous && chmod 0600 {path}.previous && printf {value} >{path}"
+        )
+
+
+def test_new_keys_take_the_place_of_the_old_ones_and_nothing_is_lost(host: Host, converge: Converge) -> None:
+    new_passphrase, new_key = "passphrase-secret-of-now-51f0", "webhook-secret-of-now-8d13"
+    webhook = {"name": "before", "url": "https://8.8.8.8/x", "status": "DISABLED", "secret": f"signs-{time.time_ns()}"}
+    webhook["events"] = [{"entity": "REGISTERED_MODEL", "action": "CREATED"}]
+    status, made = call(host, "/api/2.0/mlflow/webhooks", webhook)
+    assert status == 200, made
+    path = f"/api/2.0/mlflow/webhooks/{made['webhook']['webhook_id']}"
+    name = f"by-api-{time.time_ns()}"
+    provider = {"secret_name": name, "secret_value": {"api_key": name}, "provider": "openai"}
+    assert call(host, "/api/3.0/mlflow/gateway/secrets/create", provider)[0] == 200
+    by_sql, deleted = insert_gateway_secret(host, PASSPHRASE), f"deleted-{time.time_ns()}"
+    sql(host, f"UPDATE webhooks SET deleted_timestamp = 1 WHERE webhook_id = '{add_webhook(host, deleted)}'")
+    before = opened(host, PASSPHRASE, WEBHOOK_SECRET)
+    assert {name, by_sql, webhook["secret"], deleted} <= before
+
+    replace_keys(host, new_passphrase, new_key)
+    replaced = converge("-vvv")
+    assert replaced.returncode == 0, replaced.stdout
+    # What the server before may still write is read with its keys; what is written now, with those of now.
+    assert {call(host, path)[0] for _ in range(10)} == {200}
+    later = {**webhook, "name": "later", "secret": f"later-{time.time_ns()}"}
+    assert call(host, "/api/2.0/mlflow/webhooks", later)[0] == 200
+    assert opened(host, PASSPHRASE, WEBHOOK_SECRET) == before
+    assert opened(host, new_passphrase, new_key) == {later["secret"]}
+
+    foreign = insert_gateway_secret(host, "of another one")
+    lost = add_webhook(host, "x", Fernet.generate_key().decode())
+    as_it_was = stored_gateway_secret(host, foreign)
+    check = converge("--check", "--diff", entry_point="reencrypt")
+    assert check.returncode == 0, check.stdout
+    assert "changed=0 " not in check.stdout
+    assert opened(host, PASSPHRASE, WEBHOOK_SECRET) == before
+
+    refused = converge(entry_point="reencrypt")
+    assert refused.returncode != 0
+    assert f"mlflow.crypto-kek-passphrase does not decrypt the secrets of {foreign}:" in refused.stdout
+    assert f"mlflow.webhook-secret-encryption-key does not decrypt the secrets of {lost}:" in refused.stdout
+    assert stored_gateway_secret(host, foreign) == as_it_was
+    assert opened(host, new_passphrase, new_key) == before | {later["secret"]}
+    assert host.file("/etc/credstore/mlflow.crypto-kek-passphrase.previous").exists
+    sql(host, f"DELETE FROM secrets WHERE secret_name = '{foreign}'; DELETE FROM webhooks WHERE webhook_id = '{lost}'")
+    finished = converge("-vvv", entry_point="reencrypt")
+    assert finished.returncode == 0, finished.stdout
+    assert opened(host, new_passphrase, new_key) == before | {later["secret"]}
+    assert opened(host, PASSPHRASE, WEBHOOK_SECRET) == set()
+    assert host.check_output("find /etc/credstore -name '*.previous'") == ""
+    assert "changed=0 " in converge(entry_point="reencrypt").stdout
+    host.check_output("systemctl restart mlflow")
+    assert {call(host, path)[0] for _ in range(10)} == {200}
+    test_unit_is_confined(host, "mlflow-reencrypt")
+    values = [*SECRETS, new_passphrase, new_key, fernet_key(new_key), webhook["secret"]]
+    places = [journal(host), host.check_output("ps -eo args"), replaced.stdout, refused.stdout, finished.stdout]
+    assert not [value for value in values if any(value in place for place in places)]
+
+    # Back: the keys that the other tests know.
+    replace_keys(host, PASSPHRASE, WEBHOOK_SECRET)
+    assert converge().returncode == 0
+    assert converge(entry_point="reencrypt").returncode == 0
+    assert before <= opened(host, PASSPHRASE, WEBHOOK_SECRET)
+
+
+def test_an_encryption_that_was_killed_is_finished_by_the_next(host: Host, begin: Begin, converge: Converge) -> None:
+    older = "older-secret-77c1"
+    for name in ("crypto-kek-passphrase", "webhook-secret-encryption-key"):
+        path = f"/etc/credstore/mlflow.{name}.previous"
+        host.check_output(f"echo {older} >{path} && chmod 0600 {path}")
+    made = {insert_gateway_secret(host, older), "signs-older"}
+    add_webhook(host, "signs-older", fernet_key(older))
+    locked = "BEGIN; LOCK TABLE webhooks IN EXCLUSIVE MODE; SELECT pg_sleep(600)"
+    host.check_output(f"systemd-run --quiet --collect --uid=postgres psql --quiet --command '{locked}' mlflow")
+    run = begin(entry_point="reencrypt")
+    # In the middle of its transaction: the gateway's secret is written, the webhook's waits.
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE webhooks%'"
+    try:
+        deadline = time.monotonic() + 300
+        while sql(host, waiting) != "1":
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        host.run("systemctl kill --signal=SIGKILL mlflow-reencrypt")
+        sleeping = "FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()"
+        sql(host, f"SELECT pg_terminate_backend(pid) {sleeping}")
+    assert opened(host, older, older) == made
+
+    finished = converge(entry_point="reencrypt")
+    assert finished.returncode == 0, finished.stdout
+    assert made <= opened(host, PASSPHRASE, WEBHOOK_SECRET)
+    assert opened(host, older, older) == set()
+    assert "changed=0 " in converge(entry_point="reencrypt").stdout
 
 
 @pytest.mark.usefixtures("once")

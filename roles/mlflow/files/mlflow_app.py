@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from mlflow.server import auth
+from mlflow_keys import read_with_keys_before
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 REQUEST_ID = re.compile(rb"[0-9a-f]{32}")
@@ -149,4 +150,5 @@ def create_app() -> Alive:
     logging.setLogRecordFactory(log_record)
     # Whatever asks for a login ends there, unless the same was right within the last minute.
     auth.store.authenticate_user = Guesses(auth.store.authenticate_user)  # type: ignore[method-assign]
+    read_with_keys_before()
     return Alive(RequestId(Patience(auth.create_app())))

@@ -2,16 +2,15 @@
 
 `serve` checks both schemas, applies the admin password and MLflow's keys, then serves; `schema` says as JSON what is
 there and what this release needs, `count` how many rows each table has; `migrate` makes the one schema the other;
-`gc` removes for good what was deleted days ago. Run by the Python of the release.
+`reencrypt` encrypts with the keys of now what those before encrypted; `gc` removes for good what was deleted days ago.
+Run by the Python of the release.
 
 The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_WORKERS and MLflow's other settings,
 `$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting again cannot help.
 """
 
 import argparse
-import base64
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -27,15 +26,14 @@ import mlflow.server
 import sqlalchemy
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from cryptography.fernet import Fernet, InvalidToken
-from mlflow.exceptions import MlflowException
 from mlflow.server import auth
 from mlflow.server.auth.db.utils import _get_alembic_config as auth_alembic_config
 from mlflow.store.db.utils import _get_alembic_config as tracking_alembic_config
-from mlflow.store.model_registry.dbmodels.models import SqlWebhook
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
-from mlflow.store.tracking.dbmodels.models import SqlGatewaySecret
-from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE, KEKManager, rotate_secret_encryption, unwrap_dek
+
+# Which Python's -I leaves out.
+sys.path.append(str(pathlib.Path(__file__).parent))
+from mlflow_keys import credential, ensure_readable, fernet_key, reencrypt
 
 EX_CONFIG = 78
 # What the server cannot do without, and under which names MLflow looks for it.
@@ -66,12 +64,6 @@ class Schema:
     version_table: str
     config: alembic.config.Config
     initial: sqlalchemy.MetaData
-
-
-def credential(name: str) -> str | None:
-    """Text of a systemd credential without its final newline; None where the unit loads none of that name."""
-    path = pathlib.Path(os.environ["CREDENTIALS_DIRECTORY"], f"mlflow.{name}")
-    return path.read_text().rstrip("\n") if path.exists() else None
 
 
 def is_fresh(connection: sqlalchemy.Connection, schema: Schema) -> bool:
@@ -201,74 +193,6 @@ def ensure_admin(username: str, password: str) -> None:
         print(f"Applied the password of the credential mlflow.admin-password to the user {username}.", flush=True)
 
 
-def fernet_key(secret: str) -> str:
-    """The Fernet key that a secret stands for: 32 bytes in url-safe base64, whatever the secret's own letters are."""
-    return base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()).decode()
-
-
-def take_from_public_passphrase(connection: sqlalchemy.Connection, passphrase: str) -> list[str]:
-    """Encrypts with ours the AI gateway's secrets that MLflow encrypted without; returns names that neither decrypts.
-
-    MLflow itself tries one passphrase only.
-    """
-    table = SqlGatewaySecret.__table__
-    rows = connection.execute(sqlalchemy.select(table)).all()
-    if not rows:
-        return []
-    ours, public = KEKManager(passphrase), KEKManager(DEFAULT_KEK_PASSPHRASE)
-    taken, unreadable = [], []
-    for row in rows:
-        try:
-            unwrap_dek(row.wrapped_dek, ours.get_kek())
-            continue
-        except MlflowException:
-            pass
-        try:
-            rotated = rotate_secret_encryption(row.encrypted_value, row.wrapped_dek, public, ours)
-        except MlflowException:
-            unreadable.append(row.secret_name)
-            continue
-        # Unless a server beside this one has written it since.
-        unchanged = (table.c.secret_id == row.secret_id) & (table.c.wrapped_dek == row.wrapped_dek)
-        connection.execute(sqlalchemy.update(table).where(unchanged).values(wrapped_dek=rotated.wrapped_dek))
-        taken.append(row.secret_name)
-    if taken:
-        print(f"mlflow.crypto-kek-passphrase, no more the public one, encrypts {', '.join(taken)}.", flush=True)
-    return unreadable
-
-
-def find_unreadable_webhooks(connection: sqlalchemy.Connection, key: str) -> list[str]:
-    """Identities of the webhooks whose secret the key does not decrypt."""
-    table = SqlWebhook.__table__
-    # As it is stored: MLflow's own type would decrypt it.
-    secret = sqlalchemy.type_coerce(table.c.secret, sqlalchemy.String).label("secret")
-    wanted = table.c.secret.is_not(None) & table.c.deleted_timestamp.is_(None)
-    unreadable = []
-    for row in connection.execute(sqlalchemy.select(table.c.webhook_id, secret).where(wanted)):
-        try:
-            Fernet(key).decrypt(row.secret)
-        except InvalidToken:
-            unreadable.append(row.webhook_id)
-    return unreadable
-
-
-def ensure_readable(schema: Schema, passphrase: str, key: str) -> None:
-    """Encrypts anew what is encrypted with a passphrase that everybody knows, and names what cannot be decrypted."""
-    engine = sqlalchemy.create_engine(schema.uri, poolclass=sqlalchemy.NullPool)
-    with engine.begin() as connection:
-        found = {
-            "mlflow.crypto-kek-passphrase": take_from_public_passphrase(connection, passphrase),
-            "mlflow.webhook-secret-encryption-key": find_unreadable_webhooks(connection, key),
-        }
-    for name, unreadable in found.items():
-        if unreadable:
-            print(
-                f"{name} does not decrypt the secrets of {', '.join(unreadable)}: they are left as they are. "
-                "docs/rotation.md says what to do.",
-                file=sys.stderr,
-            )
-
-
 def give_database_password(password: str) -> None:
     """Puts the password where the drivers look: PostgreSQL's in a variable, PyMySQL in the file its URI names."""
     os.environ["PGPASSWORD"] = password
@@ -310,7 +234,6 @@ def serve(schemas: list[Schema]) -> None:
         said = f"Refusing to start: {', '.join(missing)}: empty, or not loaded by the unit."
         print(f"{said}\nMore: docs/failures.md#mlflow-refuses-to-start", file=sys.stderr)
         sys.exit(EX_CONFIG)
-    passphrase = secrets["crypto-kek-passphrase"]
     secrets["webhook-secret-encryption-key"] = fernet_key(secrets["webhook-secret-encryption-key"])
     os.environ |= {variable: secrets[name] for name, variable in SECRETS.items() if variable}
     path = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "server.sock")
@@ -320,7 +243,7 @@ def serve(schemas: list[Schema]) -> None:
         ensure_schema(schema)
     ensure_admin(str(auth.auth_config.admin_username), secrets["admin-password"])
     # Last, since a server beside this one that knows no passphrase reads the gateway's secrets until then.
-    ensure_readable(schemas[0], passphrase, secrets["webhook-secret-encryption-key"])
+    ensure_readable(schemas[0].uri)
     # NGINX writes the access log.
     own = pathlib.Path(__file__).parent
     uvicorn = f"--uds {path} --no-access-log --timeout-graceful-shutdown 30 --app-dir {own}"
@@ -329,7 +252,6 @@ def serve(schemas: list[Schema]) -> None:
     from mlflow.cli import cli
 
     # Only a package could name an app of its own, and only under basic-auth's name does MLflow prepare the login.
-    sys.path.append(str(own))
     mlflow.server._find_app = lambda app_name: {"basic-auth": "mlflow_app:create_app"}[app_name]
     cli.main(["server", "--serve-artifacts", *options], prog_name="mlflow")
 
@@ -339,7 +261,6 @@ def remove_deleted(schema: Schema, days: int) -> None:
     state = read_state(schema)
     if state.current != state.head:
         refuse(schema, state, "remove anything", "run playbooks/upgrade.yml first")
-    sys.path.append(str(pathlib.Path(__file__).parent))
     from mlflow_gc import collect
 
     stamp = pathlib.Path(os.environ["STATE_DIRECTORY"], "gc.json")
@@ -349,7 +270,7 @@ def remove_deleted(schema: Schema, days: int) -> None:
 def main() -> None:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=["serve", "schema", "count", "migrate", "gc"])
+    parser.add_argument("verb", choices=["serve", "schema", "count", "migrate", "reencrypt", "gc"])
     parser.add_argument("--days", type=int, help="for gc: how long ago")
     arguments = parser.parse_args()
     verb = arguments.verb
@@ -365,6 +286,8 @@ def main() -> None:
         serve(schemas)
     elif verb == "schema":
         print(json.dumps({schema.name: dataclasses.asdict(read_state(schema)) for schema in schemas}))
+    elif verb == "reencrypt":
+        sys.exit(0 if reencrypt(schemas[0].uri) else 1)
     elif verb == "gc":
         remove_deleted(schemas[0], arguments.days)
     elif verb == "count":
