@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import pathlib
 import secrets
 import subprocess
@@ -14,13 +15,23 @@ from typing import Any
 
 import pytest
 import requests
+from cryptography.fernet import Fernet, InvalidToken
+from mlflow.exceptions import MlflowException
+from mlflow.utils.crypto import KEKManager, unwrap_dek
 
 from emulator.certificates import issue_server, make_authority
 
 VERSIONS = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions"
-SECRETS = ("mlflow-admin-password", "mlflow-flask-secret-key")
-ROTATE = ("playbooks/rotate.yml", "-e", "platform_rotate=admin_password,flask_secret_key")
+CHOICES = ("admin_password", "flask_secret_key", "webhook_secret_encryption_key", "crypto_kek_passphrase")
+SECRETS = tuple(f"mlflow-{choice.replace('_', '-')}" for choice in CHOICES)
+ROTATE = ("playbooks/rotate.yml", "-e", f"platform_rotate={','.join(CHOICES)}")
 NAME = f"rotate-{secrets.token_hex(3)}"
+WEBHOOK = {
+    "name": NAME,
+    "url": "https://8.8.8.8/x",
+    "events": [{"entity": "REGISTERED_MODEL", "action": "CREATED"}],
+    "status": "DISABLED",
+}
 PAUSE_SECONDS = 0.1
 Play = Callable[..., Any]
 
@@ -32,7 +43,7 @@ def states(cloud: Any, name: str) -> list[tuple[str, str]]:
 
 
 class Clients(threading.Thread):
-    """A user at work: one run after the other, read back; what went wrong is in `failures`."""
+    """A user at work: one run after the other, read back, and webhooks; what went wrong is in `failures`."""
 
     def __init__(self, deployment: Any, login: tuple[str, str]) -> None:
         super().__init__()
@@ -62,6 +73,8 @@ class Clients(threading.Thread):
             while not self.stopping.wait(PAUSE_SECONDS):
                 self.ask(session, "POST", "runs/create", {"experiment_id": experiment})
                 self.ask(session, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1})
+                # MLflow decrypts the secrets of all it lists.
+                self.ask(session, "GET", "webhooks", None)
 
 
 @contextlib.contextmanager
@@ -69,6 +82,8 @@ def at_work(deployment: Any, tracking: Callable[..., requests.Response]) -> Iter
     """Let a user of their own work until the context ends."""
     login = (NAME, secrets.token_urlsafe(24))
     tracking("POST", "users/create", json={"username": login[0], "password": login[1]}).raise_for_status()
+    # Whom MLflow gives webhooks.
+    tracking("PATCH", "users/update-admin", json={"username": login[0], "is_admin": True}).raise_for_status()
     clients = Clients(deployment, login)
     clients.start()
     try:
@@ -77,6 +92,34 @@ def at_work(deployment: Any, tracking: Callable[..., requests.Response]) -> Iter
         clients.stopping.set()
         clients.join(timeout=60)
         tracking("DELETE", "users/delete", json={"username": NAME}).raise_for_status()
+
+
+def stored(statement: str) -> list[list[str]]:
+    """Return what the tracking database answers."""
+    database = ["docker", "exec", "--user", "postgres", "cloudsql-mlflow", "psql", "--host=/run/cloudsql"]
+    command = [*database, "--dbname=mlflow", "--no-align", "--tuples-only", f"--command={statement}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return [line.split("|") for line in done.stdout.splitlines()]
+
+
+def unread(keys: dict[str, str]) -> tuple[list[str], int]:
+    """Return what these keys alone do not decrypt, webhooks and secrets of the gateway, and how many they do."""
+    key = hashlib.sha256(keys["mlflow-webhook-secret-encryption-key"].encode()).digest()
+    cipher, kek = Fernet(base64.urlsafe_b64encode(key)), KEKManager(keys["mlflow-crypto-kek-passphrase"]).get_kek()
+    failed = []
+    webhooks = stored("SELECT webhook_id, secret FROM webhooks WHERE secret IS NOT NULL")
+    for identity, token in webhooks:
+        try:
+            assert cipher.decrypt(token).startswith(b"signs-")
+        except InvalidToken:
+            failed.append(identity)
+    gateway = stored("SELECT secret_name, encode(wrapped_dek, 'hex') FROM secrets")
+    for name, wrapped in gateway:
+        try:
+            unwrap_dek(bytes.fromhex(wrapped), kek)
+        except MlflowException:
+            failed.append(name)
+    return failed, len(webhooks) + len(gateway) - len(failed)
 
 
 def log_in(deployment: Any, password: str) -> int:
@@ -109,11 +152,15 @@ def said_on_server(deployment: Any, value: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_admin_password_and_the_flask_key_are_replaced_under_load(
+def test_passwords_and_keys_are_replaced_under_load(
     deployment: Any, cloud: Any, play: Play, tracking: Callable[..., requests.Response]
 ) -> None:
     old = {name: cloud.secret(name) for name in SECRETS}
     numbers = {name: states(cloud, name)[0][0] for name in SECRETS}
+    kept = tracking("POST", "webhooks", json={**WEBHOOK, "secret": "signs-before"}).json()["webhook"]["webhook_id"]
+    gateway = {"secret_name": NAME, "secret_value": {"api_key": NAME}, "provider": "openai"}
+    tracking("POST", "../../3.0/mlflow/gateway/secrets/create", json=gateway).raise_for_status()
+    assert unread(old)[0] == []
 
     with at_work(deployment, tracking) as clients:
         begun = time.monotonic()
@@ -132,6 +179,11 @@ def test_the_admin_password_and_the_flask_key_are_replaced_under_load(
         (latest, state), (replaced, replaced_state), *_ = states(cloud, name)
         assert (state, replaced, replaced_state) == ("ENABLED", numbers[name], "DISABLED")
         assert f"{name}: version {latest} takes the place of version {replaced}" in done.output
+    failed, read = unread(new)
+    assert failed == []
+    assert read >= 2
+    assert unread(old)[1] == 0
+    assert tracking("GET", f"webhooks/{kept}").status_code == 200
     assert log_in(deployment, new["mlflow-admin-password"]) == 200
     assert log_in(deployment, old["mlflow-admin-password"]) == 401
     for value in (*old.values(), *new.values()):

@@ -12,6 +12,8 @@ from tests.provision.conftest import Json, Run, Task, World, writes
 from tests.unit.emulator.conftest import PROJECT
 
 ADMIN, FLASK, DATABASE = "mlflow-admin-password", "mlflow-flask-secret-key", "mlflow-database-password"
+# What MLflow encrypts with.
+WEBHOOK, GATEWAY = "mlflow-webhook-secret-encryption-key", "mlflow-crypto-kek-passphrase"
 SECRETS = "secretmanager.projects.secrets"
 Play = Callable[..., Run]
 
@@ -47,42 +49,50 @@ def called(world: World, since: int) -> list[str]:
 def test_without_a_choice_the_choices_are_named_and_nothing_is_done(world: World, play: Play) -> None:
     with world.untouched():
         refused = rotate(play)
-        encrypting = rotate(play, "crypto_kek_passphrase", "webhook_secret_encryption_key")
-    assert "not something that this deployment has: crypto_kek_passphrase, webhook_secret_encryption_key" in (
-        encrypting.output
-    )
-    assert encrypting.code != 0
+        unknown = rotate(play, "crypto_kek_passphrase", "webhook_key")
+    assert "not something that this deployment has: webhook_key" in unknown.output
+    assert unknown.code != 0
     assert refused.code != 0
-    assert "or several with commas in between: admin_password, certificate, flask_secret_key" in refused.output
+    assert (
+        "or several with commas in between: admin_password, certificate, crypto_kek_passphrase, flask_secret_key,"
+        " webhook_secret_encryption_key" in refused.output
+    )
 
 
 def test_a_run_that_ends_before_the_servers_use_the_new_version_is_finished_by_the_next(
     world: World, play: Play
 ) -> None:
+    choices = ("admin_password", "flask_secret_key", "webhook_secret_encryption_key", "crypto_kek_passphrase")
+    names = (ADMIN, FLASK, WEBHOOK, GATEWAY)
     with world.untouched():
-        check = rotate(play, "admin_password", "flask_secret_key", arguments=("--check", "--diff"))
+        check = rotate(play, *choices, arguments=("--check", "--diff"))
     assert check.code == 0, check.errors
-    assert f"{ADMIN}: another version would take the place of version 1, which would then be disabled" in check.output
+    for name in names:
+        assert (
+            f"{name}: another version would take the place of version 1, which would then be disabled" in check.output
+        )
 
     since = world.count
-    ended = rotate(play, "admin_password", "flask_secret_key", uses={ADMIN: "1", FLASK: "2"})
+    ended = rotate(play, *choices, uses={**dict.fromkeys(names, "2"), GATEWAY: "1"})
 
     assert ended.code != 0
-    assert f"not every server was seen to use the new ones in this run: {ADMIN} on mlflow-1." in ended.output
-    assert sorted(called(world, since)) == ["addVersion", "addVersion", "patch", "patch"]
-    assert states(world, ADMIN) == states(world, FLASK) == ["ENABLED", "ENABLED"]
-    assert value(world, ADMIN, 1) != value(world, ADMIN, 2)
+    assert f"not every server was seen to use the new ones in this run: {GATEWAY} on mlflow-1." in ended.output
+    assert sorted(called(world, since)) == ["addVersion"] * 4 + ["patch"] * 4
+    for name in names:
+        assert states(world, name) == ["ENABLED", "ENABLED"]
+        assert value(world, name, 1) != value(world, name, 2)
 
     since = world.count
-    done = rotate(play, "admin_password", "flask_secret_key", uses={ADMIN: "2", FLASK: "2"})
+    done = rotate(play, *choices, uses=dict.fromkeys(names, "2"))
 
     assert done.code == 0, done.errors
     assert "the rotation that began before is finished" in done.output
-    assert sorted(called(world, since)) == ["disable", "disable", "patch", "patch"]
-    assert states(world, ADMIN) == states(world, FLASK) == ["DISABLED", "ENABLED"]
-    assert noted(world, ADMIN) == {}
+    assert sorted(called(world, since)) == ["disable"] * 4 + ["patch"] * 4
+    for name in names:
+        assert states(world, name) == ["DISABLED", "ENABLED"]
+        assert noted(world, name) == {}
     for run in (check, ended, done):
-        assert not [one for name in (ADMIN, FLASK) for n in (1, 2) if (one := value(world, name, n)) in run.output]
+        assert not [one for name in names for n in (1, 2) if (one := value(world, name, n)) in run.output]
 
     another = rotate(play, "admin_password", uses={ADMIN: "3"})
 
