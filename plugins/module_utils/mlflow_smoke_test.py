@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import mlflow
 import requests
+import urllib3.util.connection
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import RestException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -76,6 +78,19 @@ def expect(step_name: str, what: str, found: object, expected: object) -> None:
     """Raise `SmokeTestError` when what was read back is not what was written."""
     if found != expected:
         raise SmokeTestError(step_name, "mlflow", f"{what} came back as {found!r}, not {expected!r}")
+
+
+def connect_to(path: str) -> None:
+    """Send all HTTP of this process to a Unix socket, whatever its URL."""
+
+    def connect(_address: Any, timeout: Any = None, **_options: Any) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout if isinstance(timeout, int | float) else TIMEOUT_SECONDS)
+        connection.connect(path)
+        return connection
+
+    # What urllib3 opens every connection with.
+    vars(urllib3.util.connection)["create_connection"] = connect
 
 
 def run(url: str, username: str, password: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ description:
   - Deletes the run, its artifacts, the model, the experiment and the user again, so it reports no change.
     MLflow keeps the rows of a deleted run and experiment until C(mlflow gc).
   - Honours E(HTTPS_PROXY), E(NO_PROXY) and E(REQUESTS_CA_BUNDLE).
-  - Reads the administrator's password from Secret Manager with the application default credentials. The password is
-    neither a parameter nor a result.
+  - Reads the administrator's password from Secret Manager with the application default credentials, or from a file. The
+    password is neither a parameter nor a result.
 author: MLOps (@mlops)
 options:
   url:
@@ -24,11 +24,15 @@ options:
   project:
     description: Google Cloud project of the secret.
     type: str
-    required: true
   admin_password_secret:
     description: Id of the secret that holds the administrator's password.
     type: str
-    required: true
+  admin_password_path:
+    description: File that holds the administrator's password, in place of a secret.
+    type: path
+  socket:
+    description: Unix socket on which the server answers, on the machine that runs the module; O(url) is then V(http://localhost).
+    type: path
   admin_username:
     description: Name of the administrator.
     type: str
@@ -57,6 +61,14 @@ EXAMPLES = r"""
     project: my-project
     admin_password_secret: mlflow-admin-password
   delegate_to: localhost
+
+- name: Use it where it is, with the MLflow client of its release
+  mlops.mlflow_gcp.mlflow_smoke_test:
+    url: http://localhost
+    socket: /run/mlflow/live.sock
+    admin_password_path: /etc/credstore/mlflow.admin-password
+  vars:
+    ansible_python_interpreter: /etc/mlflow/live/release/bin/python
 """
 
 RETURN = r"""
@@ -82,6 +94,7 @@ next_command:
 """
 
 import base64
+import pathlib
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
@@ -115,12 +128,17 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
-            "project": {"type": "str", "required": True},
-            # The name of the secret is no secret.
-            "admin_password_secret": {"type": "str", "required": True, "no_log": False},
+            "project": {"type": "str"},
+            # The name of the secret is no secret, nor is where it is.
+            "admin_password_secret": {"type": "str", "no_log": False},
+            "admin_password_path": {"type": "path", "no_log": False},
+            "socket": {"type": "path"},
             "admin_username": {"type": "str", "default": "admin"},
             "server": {"type": "str", "default": "the server"},
         },
+        required_one_of=[("admin_password_secret", "admin_password_path")],
+        mutually_exclusive=[("admin_password_secret", "admin_password_path")],
+        required_by={"admin_password_secret": ["project"]},
         supports_check_mode=True,
     )
     if MISSING:
@@ -129,9 +147,9 @@ def main() -> None:
         module.exit_json(changed=False)
 
     options = module.params
-    secret = options["admin_password_secret"]
+    secret, path = options["admin_password_secret"], options["admin_password_path"]
     try:
-        password = read_secret(options["project"], secret)
+        password = pathlib.Path(path).read_text().rstrip("\n") if path else read_secret(options["project"], secret)
     except (google.auth.exceptions.GoogleAuthError, requests.RequestException) as error:
         command = f"gcloud secrets versions list {secret} --project {options['project']}"
         module.fail_json(
@@ -140,6 +158,8 @@ def main() -> None:
             component="Secret Manager",
             next_command=command,
         )
+    if options["socket"]:
+        mlflow_smoke_test.connect_to(options["socket"])
     try:
         used = mlflow_smoke_test.run(options["url"], options["admin_username"], password)
     except mlflow_smoke_test.SmokeTestError as error:

@@ -1,10 +1,12 @@
 import http.server
 import os
+import socketserver
 import threading
 
 import mlflow
 import pytest
 import requests
+import urllib3.util.connection
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import mlflow_smoke_test
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.mlflow_smoke_test import SmokeTestError
 
@@ -59,6 +61,32 @@ def test_a_server_that_does_not_listen_is_nginx(server):
     with pytest.raises(SmokeTestError) as failed:
         mlflow_smoke_test.run(nobody_there, "admin", "a password")
     assert failed.value.component == "nginx"
+
+
+def test_the_real_client_reaches_a_server_by_its_unix_socket(monkeypatch, tmp_path):
+    path = str(tmp_path / "live.sock")
+    # Restored at the end: it is the process' own.
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", urllib3.util.connection.create_connection)
+    mlflow_smoke_test.connect_to(path)
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append((self.headers["Host"], self.path))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_args):
+            pass
+
+    with socketserver.ThreadingUnixStreamServer(path, Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert mlflow.MlflowClient("http://localhost").search_experiments() == []
+        server.shutdown()
+    assert asked == [("localhost", "/api/2.0/mlflow/experiments/search")]
 
 
 def test_the_first_cause_behind_the_clients_own_error_counts():

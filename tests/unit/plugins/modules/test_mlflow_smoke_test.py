@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from typing import Any
 
 import pytest
@@ -45,6 +46,23 @@ def test_uses_the_password_of_the_secret_and_reports_no_change(
     result = run_module(capsys)
     assert logins == [("https://mlflow.example.com", "admin", PASSWORD)]
     assert (result["changed"], result["used"]) == (False, {"experiment": "verify-1"})
+
+
+def test_on_the_server_itself_a_file_has_the_password_and_a_socket_leads_to_it(
+    logins: list[tuple[str, str, str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / "password").write_text("of the file\n")
+    sockets: list[str] = []
+    monkeypatch.setattr(mlflow_smoke_test.mlflow_smoke_test, "connect_to", sockets.append)
+    there = {"url": "http://localhost", "socket": "/run/live.sock", "admin_password_path": str(tmp_path / "password")}
+    with patch_module_args(there), pytest.raises(SystemExit):
+        mlflow_smoke_test.main()
+    assert "of the file" not in capsys.readouterr().out
+    assert logins == [("http://localhost", "admin", "of the file")]
+    assert sockets == ["/run/live.sock"]
 
 
 def test_check_mode_does_nothing(logins: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]) -> None:
