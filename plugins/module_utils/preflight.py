@@ -352,10 +352,18 @@ def _check_machines(checker: _Checker) -> None:
     for variable in ("platform_deletion_protection_enabled", "platform_sql_private_service_connect_enabled"):
         if not isinstance(variables.get(variable), bool):
             checker.add(variable, "not a boolean", "write true or false, without quotes")
-    # It comes from the command line, where everything is text.
-    if str(variables.get("platform_stop_enabled")).lower() not in ("true", "false"):
+    # They come from the command line, where everything is text.
+    for variable in ("platform_stop_enabled", "platform_upgrade_rehearsal_enabled"):
+        if str(variables.get(variable)).lower() not in ("true", "false"):
+            checker.add(variable, "neither true nor false", f"give -e {variable}=true, or leave it out")
+    if (
+        str(variables.get("platform_upgrade_rehearsal_enabled")).lower() == "true"
+        and str(variables.get("platform_upgrade_backup_enabled")).lower() == "false"
+    ):
         checker.add(
-            "platform_stop_enabled", "neither true nor false", "give -e platform_stop_enabled=true, or leave it out"
+            "platform_upgrade_rehearsal_enabled",
+            "the set is what is tried, and platform_upgrade_backup_enabled is false",
+            "leave out one of them",
         )
     for variable, (low, high, usual) in WHOLE_NUMBERS.items():
         number = variables.get(variable)

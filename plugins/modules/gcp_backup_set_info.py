@@ -63,6 +63,10 @@ options:
   rows:
     description: Rows of its databases by dump and table, to be compared with those of the dumps and nothing else.
     type: dict
+  migrated:
+    description: Whether the schema has moved since, so that O(rows) may have other tables, and more rows.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -114,12 +118,14 @@ def main() -> None:
             "name": {"type": "str", "default": "latest"},
             "target": {"type": "dict", "options": TARGET},
             "rows": {"type": "dict"},
+            "migrated": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     asked = module.params
     target = Target(**asked["target"]) if asked["target"] else None
-    run(module, lambda cloud: examine(cloud, asked["bucket"], asked["name"], target, asked["rows"]))
+    place = (asked["bucket"], asked["name"])
+    run(module, lambda cloud: examine(cloud, *place, target, asked["rows"], migrated=asked["migrated"]))
 
 
 if __name__ == "__main__":

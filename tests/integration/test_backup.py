@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import re
@@ -12,12 +13,14 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import requests
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.backup import read_back
 
 from tests.integration.conftest import ROOT, Run, metadata_token, removed_afterwards
 from tests.integration.test_healing import Writer
@@ -366,25 +369,32 @@ def test_a_set_is_restored_into_a_new_deployment_of_another_project(
     assert (again.code, again.changed) == (0, 0), again.output
 
 
-def copied_as_of(version: str, cloud: Any) -> str:
-    """Add the latest set once more, as if another version of MLflow had taken it; returns the copy's name."""
+def copied_as_of(version: str, cloud: Any, tracking: bytes = b"") -> str:
+    """Add the latest set once more, as if another version of MLflow had taken it; returns the copy's name.
+
+    `tracking` is the dump of the tracking database where that is to be another.
+    """
     latest = max(stored(cloud, SETS)).split("/")[0]
-    name = f"20200101T0000{secrets.randbelow(60):02d}Z"
+    name = f"20200101T00{secrets.randbelow(60):02d}{secrets.randbelow(60):02d}Z"
     upload = f"https://storage.googleapis.com/upload/storage/v1/b/{SETS}/o?uploadType=media&name={name}%2F"
 
     def content(file: str) -> bytes:
         return bytes(cloud.call("GET", f"{STORAGE}/{SETS}/o/{latest}%2F{file}?alt=media").content)
 
-    def add(file: str, data: bytes) -> str:
+    def add(file: str, data: bytes) -> dict[str, str]:
         headers = {"Authorization": f"Bearer {cloud.token}"}
         response = cloud.http.post(upload + file, data=data, headers=headers, timeout=30)
         response.raise_for_status()
-        return str(response.json()["generation"])
+        return {key: response.json()[key] for key in ("size", "crc32c", "generation")}
 
     manifest = json.loads(content("manifest.json"))
     manifest["name"], manifest["mlflow"]["version"] = name, version
     for file, about in manifest["files"].items():
-        about["generation"] = add(file, content(file))
+        data = (tracking if file == "tracking.sql.gz" else b"") or content(file)
+        about |= {**add(file, data), "sha256": hashlib.sha256(data).hexdigest()}
+    if tracking:
+        found = read_back([tracking], "tracking.sql.gz")
+        manifest["rows"]["tracking.sql.gz"], manifest["mlflow"]["schemas"]["tracking"] = found.rows, found.schema
     add("manifest.json", json.dumps(manifest).encode())
     return name
 
@@ -407,3 +417,124 @@ def test_a_drill_serves_a_set_by_its_own_version_where_that_has_a_lock(
     assert drilled.code == 0, drilled.output
     assert f"Drill passed: backup set {name}" in drilled.output
     assert set(re.findall(r"mlflow-(3[.]17[.]\d)-[0-9a-f]{10}", drilled.output)) == {locked}
+
+
+# What 3.16.1 has, and what the migrations of 3.17 make of it.
+OLD_SCHEMA, NEW_SCHEMA = "b7e2c1a4d9f3", "dc11669786a5"
+IN_THE_WAY = "sql_trace_rollup_rebuild_queue"
+# On the server, which may log in to the database; `$1` is a table to make.
+DOWNGRADE = f"""
+. /etc/mlflow/live/mlflow.env
+export MLFLOW_BACKEND_STORE_URI="$(echo "$MLFLOW_BACKEND_STORE_URI" | sed 's|/mlflow[?]|/older?|')"
+/etc/mlflow/live/release/bin/python - "$1" <<'END'
+import os, sys, alembic.command, sqlalchemy
+from mlflow.store.db.utils import _get_alembic_config
+uri = os.environ["MLFLOW_BACKEND_STORE_URI"]
+alembic.command.downgrade(_get_alembic_config(uri), "{OLD_SCHEMA}")
+if sys.argv[1]:
+    with sqlalchemy.create_engine(uri).begin() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE " + sys.argv[1] + " (in_the_way int)"))
+END
+"""
+
+
+def in_database(command: str) -> str:
+    """Return what a command prints where the deployment's databases are."""
+    done = ["docker", "exec", "--user", "postgres", "cloudsql-mlflow", "sh", "-ec", command]
+    return subprocess.run(done, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
+
+
+def older_set(deployment: Any, cloud: Any, in_the_way: str = "") -> str:
+    """Add a set whose tracking database has the rows of now and the schema of 3.16.1; returns its name."""
+
+    def act(verb: str, path: str, body: Any = None) -> None:
+        response = cloud.call(verb, f"{SQL_INSTANCES}/mlflow/{path}", body)
+        response.raise_for_status()
+        while (operation := cloud.get(response.json()["selfLink"]))["status"] != "DONE":
+            time.sleep(0.5)
+        assert "error" not in operation, operation
+
+    # Before any set.
+    place = f"0-{secrets.token_hex(4)}/tracking.sql.gz"
+    act("POST", "databases", {"name": "older"})
+    reach = "--host=/run/cloudsql --username=cloudsqladmin"
+    in_database(f"pg_dump {reach} mlflow | psql {reach} --quiet --set=ON_ERROR_STOP=1 older")
+    on_server(deployment, f"set -- '{in_the_way}'\n{DOWNGRADE}")
+    uri = f"gs://{SETS}/{place}"
+    act("POST", "export", {"exportContext": {"uri": uri, "databases": ["older"], "fileType": "SQL"}})
+    act("DELETE", "databases/older")
+    dump = cloud.call("GET", f"{STORAGE}/{SETS}/o/{place.replace('/', '%2F')}?alt=media").content
+    return copied_as_of("3.16.1", cloud, dump)
+
+
+def untouched(deployment: Any, cloud: Any) -> Any:
+    """Return what a rehearsal must leave: databases whole, generations and releases, artifacts, the stamp of drills."""
+    reach = "--host=/run/cloudsql --username=cloudsqladmin"
+    dumps = [in_database(f"pg_dump {reach} {one} | grep -v restrict | sha256sum") for one in ("mlflow", "mlflow_auth")]
+    files = "readlink /etc/mlflow/live; ls /etc/mlflow/generations /opt/mlflow/releases"
+    stamp = "cat /var/lib/mlflow-drill/last.json 2>/dev/null || true"
+    # What was deleted again too.
+    artifacts = cloud.get(f"{STORAGE}/{ARTIFACTS}/o?versions=true").get("items", [])
+    generations = sorted((one["name"], one["generation"]) for one in artifacts)
+    return made(cloud), dumps, on_server(deployment, f"{files}; {stamp}"), generations
+
+
+@pytest.fixture
+def rehearsed(tmp_path: pathlib.Path) -> tuple[str, ...]:
+    """Return what asks for a rehearsed upgrade, to a version that is there under this name for the test alone."""
+    for version in ("3.17.2", "3.17.3"):
+        shutil.copy(ROOT / "roles/mlflow/files/requirements-3.17.2.txt", tmp_path / f"requirements-{version}.txt")
+    asked = {"platform_mlflow_version": "3.17.3", "platform_upgrade_rehearsal_enabled": "true"}
+    return tuple(f"--extra-vars={name}={value}" for name, value in {**asked, "mlflow_lock_dir": str(tmp_path)}.items())
+
+
+@pytest.mark.long
+def test_a_migration_that_fails_on_the_copy_stops_an_upgrade_before_any_server(
+    taken: str, rehearsed: tuple[str, ...], deployment: Any, cloud: Any, play: Play, written: Any
+) -> None:
+    assert taken
+    name = older_set(deployment, cloud, IN_THE_WAY)
+    before = untouched(deployment, cloud)
+    runs: list[Any] = []
+
+    calls = written(
+        lambda: runs.append(play("playbooks/upgrade.yml", *rehearsed, f"--extra-vars=gcp_backup_set={name}"))
+    )
+
+    (stopped,) = runs
+    assert stopped.code != 0
+    assert f"Rehearsal of MLflow 3.17.3 failed: backup set {name}" in stopped.output
+    assert IN_THE_WAY in stopped.output.split("Rehearsal of MLflow 3.17.3 failed")[1]
+    assert "Nothing was changed, and the servers serve on. Next: mend what is said here" in stopped.output
+    assert "Move the servers to the inventory's version" not in stopped.output
+    assert untouched(deployment, cloud) == before
+    own = [call.rpartition("/")[2] for call in calls if "/instances/mlflow" in call and "-drill-" not in call]
+    assert own == ["export", "export", "backupRuns"]
+    assert deployment.admin_password not in stopped.output
+
+
+@pytest.mark.long
+def test_an_upgrade_that_was_rehearsed_on_an_older_schema_says_how_long_it_takes_and_is_done(
+    taken: str, rehearsed: tuple[str, ...], deployment: Any, cloud: Any, play: Play
+) -> None:
+    assert taken
+    name = older_set(deployment, cloud)
+    before, rows = made(cloud), sum(int(sql(f"SELECT count(*) FROM {one}")) for one in ("runs", "metrics", "params"))
+
+    upgraded = play("playbooks/upgrade.yml", *rehearsed, f"--extra-vars=gcp_backup_set={name}")
+
+    assert upgraded.code == 0, upgraded.output
+    assert f"Rehearsal of MLflow 3.17.3 passed: backup set {name}" in upgraded.output
+    found = re.search(
+        rf"On the copy the schema of the tracking database moves from {OLD_SCHEMA} to {NEW_SCHEMA}, in (\d+) s, "
+        r"on a copy of (\d+) rows",
+        upgraded.output,
+    )
+    assert found, upgraded.output
+    assert int(found[2]) > rows
+    assert made(cloud) == before
+    assert "mlflow-3.17.3-" in on_server(deployment, "readlink /etc/mlflow/live")
+    assert on_server(deployment, "journalctl --quiet --identifier=mlflow-drill --output=cat | grep -c 3.17.3", code=1)
+    back = play("playbooks/rollback.yml")
+    assert back.code == 0, back.output
+    assert sql("SELECT version_num FROM alembic_version") == NEW_SCHEMA

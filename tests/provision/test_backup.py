@@ -23,6 +23,8 @@ SAID = json.dumps(
     }
 )
 SETS = "demo-project-mlflow-backups"
+OLDER = ("-e", json.dumps({"gcp_backup_mlflow": {**MLFLOW, "version": "3.16.1"}}))
+REHEARSED = (*OLDER, "-e", "platform_upgrade_rehearsal_enabled=true")
 Play = Callable[..., Any]
 
 
@@ -46,6 +48,10 @@ def called(world: World, since: int) -> list[str]:
 def test_a_set_is_taken_in_order_and_a_check_writes_nothing(world: World, play: Play) -> None:
     with world.untouched():
         assert run(play, "backup", "--check").code == 0
+        # Without any set there is still something to say.
+        foretold = run(play, "upgrade", *REHEARSED, "--check")
+        assert foretold.code == 0, foretold.output
+        assert "MLflow 3.17.2 is tried before it serves anybody" in foretold.output
     since = world.count
     first = run(play, "backup")
     assert first.code == 0, first.output
@@ -167,12 +173,12 @@ def test_a_moment_is_restored_from_a_clone_that_goes_again_whatever_happens(worl
 
 
 def test_an_upgrade_takes_a_set_before_another_version_alone(world: World, play: Play) -> None:
-    older = json.dumps({"gcp_backup_mlflow": {**MLFLOW, "version": "3.16.1"}})
-    for arguments, exports in ((), 0), (("-e", older), 2):
+    for arguments, exports in ((), 0), (OLDER, 2):
         since = world.count
         done = run(play, "upgrade", *arguments)
         assert done.code == 0, done.output
         assert called(world, since).count("sql.instances.export") == exports
+        assert "sql.instances.insert" not in called(world, since)
 
 
 def kept(world: World) -> Any:
@@ -216,3 +222,59 @@ def test_a_drill_leaves_nothing_whatever_happens_and_a_check_writes_nothing(worl
         "sql.instances.delete",
     ]
     assert kept(world) == before
+
+
+def taken(world: World) -> set[str]:
+    """Return the names of the sets."""
+    return {path.partition("/")[0] for path in world.state.objects[SETS]}
+
+
+def left(world: World) -> Any:
+    """Return what there is beside sets, and the instance's own backup that goes with each."""
+    resources, _objects, policies = kept(world)
+    return {name: one for name, one in resources.items() if "/backupRuns/" not in name}, policies
+
+
+def test_an_upgrade_is_rehearsed_with_the_set_it_has_taken_and_a_check_writes_nothing(world: World, play: Play) -> None:
+    with world.untouched():
+        checked = run(play, "rehearse", "--check")
+        assert checked.code == 0, checked.output
+    before, had, since = left(world), taken(world), world.count
+
+    serving = run(play, "upgrade", "-e", "platform_upgrade_rehearsal_enabled=true")
+
+    assert serving.code == 0, serving.output
+    assert called(world, since) == []
+    done = run(play, "upgrade", *REHEARSED)
+    assert done.code == 0, done.output
+    (name,) = taken(world) - had
+    assert f"Rehearsal of MLflow 3.17.2 passed: backup set {name}" in done.output
+    assert [one for one in called(world, since) if one.startswith(("sql", "compute.instances"))] == [
+        "sql.instances.export",
+        "sql.instances.export",
+        "sql.backupRuns.insert",
+        "sql.instances.insert",
+        "sql.databases.insert",
+        "sql.databases.insert",
+        "sql.users.insert",
+        "sql.instances.import",
+        "sql.instances.import",
+        "compute.instances.insert",
+        "compute.instances.delete",
+        "sql.instances.delete",
+    ]
+    assert left(world) == before
+
+
+def test_a_rehearsal_that_fails_leaves_nothing_and_stops_the_upgrade(world: World, play: Play) -> None:
+    before = left(world)
+    world.running.server.faults.append({"method": "sql.instances.import", "times": 1, "operation_error": "No space."})
+
+    stopped = run(play, "upgrade", *REHEARSED)
+
+    assert stopped.code != 0
+    assert "Rehearsal of MLflow 3.17.2 failed: backup set " in stopped.output
+    assert "No space." in stopped.output
+    assert "the servers serve on. Next: mend what is said here" in stopped.output
+    assert "Use the service as its users do" not in stopped.output
+    assert left(world) == before

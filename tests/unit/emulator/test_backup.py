@@ -271,6 +271,17 @@ def test_rows_are_compared_by_table() -> None:
 
 
 @pytest.mark.usefixtures("prepared")
+def test_after_a_migration_only_rows_that_are_gone_count() -> None:
+    take()
+    for moved, problems in (
+        ({"runs": 3, "alembic_version": 1, "new": 5}, []),
+        ({**ROWS, "runs": 1}, ["runs of tracking.sql.gz has 1 rows, 2 in the set"]),
+    ):
+        rows = {"tracking.sql.gz": moved}
+        assert backup.examine(session(), SETS, "latest", None, rows, migrated=True)["problems"] == problems
+
+
+@pytest.mark.usefixtures("prepared")
 def test_artifacts_return_to_their_moment_and_newer_ones_stay(cloud: Any) -> None:
     manifest = take()["manifest"]
     cloud.call("DELETE", f"{STORAGE}/{ARTIFACTS}/o/1%2Fa")

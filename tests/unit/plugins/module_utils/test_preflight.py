@@ -56,6 +56,8 @@ GOOD: dict[str, Any] = {
     "mlflow_admin_username": "admin",
     "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "EDIT"}]}],
     "platform_upgrade_confirmed_version": "",
+    "platform_upgrade_backup_enabled": "false",
+    "platform_upgrade_rehearsal_enabled": False,
 }
 
 
@@ -142,6 +144,9 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("mlflow_version", "3.16.1"),
         ("mlflow_version", "latest"),
         ("platform_upgrade_confirmed_version", "3.17.1"),
+        ("platform_upgrade_rehearsal_enabled", "yes"),
+        # Of a set that is not taken.
+        ("platform_upgrade_rehearsal_enabled", "true"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_its_fix(inventory_dir: Path, variable: str, value: object) -> None:
