@@ -106,12 +106,11 @@ def test_playbooks_only_order_hosts_and_roles(playbook):
 
 
 @pytest.mark.parametrize("playbook", ["configure", "upgrade", "rollback", "rotate"])
-def test_what_serves_is_changed_on_one_server_after_the_other(playbook):
-    plays = [
-        play for play in load(ROOT / f"playbooks/{playbook}.yml") if play.get("hosts") == "mlflow" and "become" in play
-    ]
+def test_what_serves_is_replaced_on_one_server_after_the_other(playbook):
+    plays = [play for play in load(ROOT / f"playbooks/{playbook}.yml") if play.get("hosts", "").startswith("mlflow")]
     limits = [(play.get("serial"), play.get("max_fail_percentage"), play.get("any_errors_fatal")) for play in plays]
-    assert limits == [(1, 0, True)]
+    # What comes after it starts and stops nothing.
+    assert limits[0] == (1, 0, True)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=names(MODULES))
