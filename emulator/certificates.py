@@ -1,6 +1,7 @@
 """Certificates: the emulator's own authority, Cloud SQL's authorities, and the keys of service accounts."""
 
 import datetime
+import hashlib
 import ipaddress
 
 from cryptography import x509
@@ -21,6 +22,12 @@ def key_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ).decode()
+
+
+def key_id(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
+    """Return the `kid` by which a public key is found; another key has another."""
+    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(public).hexdigest()[:40]
 
 
 def make_authority(common_name: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from emulator.errors import ApiError
 from emulator.state import Resource, State, fingerprint, public
 
 TOKEN_SECONDS = 3600
+_IMPERSONATION = ["getAccessToken", "getOpenIdToken", "signBlob", "signJwt"]
 _OBJECT_USER = ["create", "delete", "get", "list", "restore", "update", "move"]
 # The roles that the playbooks grant, and the ones tests use to be refused. Permissions may be globs.
 ROLES: dict[str, list[str]] = {
@@ -52,12 +53,8 @@ ROLES: dict[str, list[str]] = {
         "iam.serviceAccounts.get",
         "iam.serviceAccounts.list",
     ],
-    "roles/iam.serviceAccountTokenCreator": [
-        "iam.serviceAccounts.getAccessToken",
-        "iam.serviceAccounts.getOpenIdToken",
-        "iam.serviceAccounts.signBlob",
-        "iam.serviceAccounts.signJwt",
-    ],
+    "roles/iam.serviceAccountTokenCreator": [f"iam.serviceAccounts.{verb}" for verb in _IMPERSONATION],
+    "roles/iam.serviceAccountOpenIdTokenCreator": ["iam.serviceAccounts.getOpenIdToken"],
     "roles/iam.serviceAccountAdmin": ["iam.serviceAccounts.*"],
     "roles/logging.configWriter": ["logging.sinks.*", "logging.logMetrics.*"],
     "roles/logging.logWriter": ["logging.logEntries.create", "logging.logEntries.route"],
@@ -98,8 +95,9 @@ ROLES: dict[str, list[str]] = {
     "roles/storage.legacyObjectOwner": ["storage.objects.get", "storage.objects.update"],
     "roles/storage.legacyObjectReader": ["storage.objects.get"],
 }
-# As on the real cloud, a project's owner reaches objects only through the bucket's own policy.
-_NOT_OWNERS = "storage.objects.*"
+# As on the real cloud, a project's owner reaches objects only through the bucket's own policy, and speaks for a
+# service account only with a role that says so.
+_NOT_OWNERS = ("storage.objects.*", *(f"iam.serviceAccounts.{verb}" for verb in _IMPERSONATION))
 _SCOPES = {
     "compute.googleapis.com": "compute",
     "storage.googleapis.com": "devstorage",
@@ -107,6 +105,7 @@ _SCOPES = {
     "logging.googleapis.com": "logging",
     "monitoring.googleapis.com": "monitoring",
     "iam.googleapis.com": "iam",
+    "iamcredentials.googleapis.com": "iam",
     "cloudresourcemanager.googleapis.com": "cloudplatformprojects",
     "servicenetworking.googleapis.com": "service.management",
     "serviceusage.googleapis.com": "service.management",
@@ -132,6 +131,13 @@ class Access:
     def account_exists(self, email: str) -> bool:
         """True when the service account is there."""
         return self._account(email) is not None
+
+    def unique_id(self, email: str) -> str:
+        """Return a service account's id, which outlives its e-mail address; the account must be there."""
+        account = self._account(email)
+        if account is None:
+            raise KeyError(email)
+        return str(account["uniqueId"])
 
     def _account(self, email: str) -> Resource | None:
         suffix = f"/serviceAccounts/{email}"
@@ -218,7 +224,7 @@ class Access:
         role = binding["role"]
         if "condition" in binding or not any(fnmatch.fnmatchcase(permission, held) for held in self._permissions(role)):
             return False
-        if role == "roles/owner" and fnmatch.fnmatchcase(permission, _NOT_OWNERS):
+        if role == "roles/owner" and any(fnmatch.fnmatchcase(permission, pattern) for pattern in _NOT_OWNERS):
             return False
         members = set(binding["members"])
         names = (

@@ -33,6 +33,7 @@ _HOSTS = [
     "oauth2.googleapis.com",
     "www.googleapis.com",
     "packages.cloud.google.com",
+    "www.gstatic.com",
     "metadata.google.internal",
 ]
 _ANY_ADDRESS = str(ipaddress.IPv4Address(0))

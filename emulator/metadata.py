@@ -1,5 +1,6 @@
 """The metadata server: a VM learns who it is, and gets its service account's tokens, by its address alone."""
 
+import datetime
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -69,10 +70,33 @@ class Metadata:
             token = self._cloud.access.issue_token(email, accounts[0]["scopes"])
             content = {"access_token": token, "expires_in": TOKEN_SECONDS - 1, "token_type": "Bearer"}
             return web.json_response(content, headers=_HEADERS)
-        audience = request.query.get("audience")
+        return self._identity(request, instance, email)
+
+    def _identity(self, request: web.Request, instance: Resource, email: str) -> web.Response:
+        """Answers as https://cloud.google.com/compute/docs/instances/verifying-instance-identity describes."""
+        query = request.query
+        audience, form = query.get("audience"), query.get("format", "standard")
         if not audience:
             return web.Response(status=400, text="non-empty audience parameter required\n", headers=_HEADERS)
-        return web.Response(text=IdentityKey(self._cloud).token(email, audience), headers=_HEADERS)
+        if form not in ("standard", "full") or set(query) - {"audience", "format", "licenses"}:
+            return web.Response(status=400, text="format must be standard or full.\n", headers=_HEADERS)
+        if query.get("licenses", "FALSE") != "FALSE":
+            return web.Response(status=501, text="The emulated cloud knows no licenses.\n", headers=_HEADERS)
+        # The standard form says nothing of the instance, and has no e-mail address.
+        more = {"google": {"compute_engine": self._described(instance)}} if form == "full" else {}
+        token = IdentityKey(self._cloud).token(email, audience, form == "full", more)
+        return web.Response(text=token, headers=_HEADERS)
+
+    def _described(self, instance: Resource) -> Resource:
+        created = datetime.datetime.fromisoformat(instance["creationTimestamp"])
+        return {
+            "project_id": instance["_project"],
+            "project_number": int(self._cloud.state.projects[instance["_project"]]),
+            "zone": instance["zone"].rpartition("/")[2],
+            "instance_id": instance["id"],
+            "instance_name": instance["name"],
+            "instance_creation_timestamp": int(created.timestamp()),
+        }
 
     def _tree(self, instance: Resource) -> Resource:
         project, zone = instance["_project"], instance["zone"].rpartition("/")[2]

@@ -7,6 +7,7 @@ import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
 
 from emulator import certificates
 from emulator.cloud import Cloud
@@ -17,6 +18,7 @@ from emulator.state import Resource, write_private
 _EXCHANGE_URL = "https://oauth2.googleapis.com/token"
 _GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 ISSUER = "https://accounts.google.com"
+IDENTITY_TOKEN_SECONDS = 3600
 
 
 def credentials(access: Access, email: str, key: rsa.RSAPrivateKey) -> Resource:
@@ -46,22 +48,34 @@ class IdentityKey:
         if not isinstance(key, rsa.RSAPrivateKey):
             raise TypeError("identity.key is not an RSA key")
         self._key = key
+        self._access = cloud.access
+        self._id = certificates.key_id(key)
 
-    def token(self, email: str, audience: str) -> str:
-        """Return a signed ID token of a service account."""
-        claims = {"iss": ISSUER, "aud": audience, "email": email, "email_verified": True, "sub": email, "azp": email}
-        times = {"iat": int(time.time()), "exp": int(time.time()) + TOKEN_SECONDS}
-        return jwt.encode(claims | times, self._key, algorithm="RS256", headers={"kid": "emulator"})
+    def token(self, email: str, audience: str, include_email: bool = True, more: Resource | None = None) -> str:
+        """Return a signed ID token of a service account; `more` are further claims."""
+        unique, now = self._access.unique_id(email), int(time.time())
+        claims: Resource = {"iss": ISSUER, "aud": audience, "sub": unique, "azp": unique, **(more or {})}
+        claims |= {"email": email, "email_verified": True} if include_email else {}
+        claims |= {"iat": now, "exp": now + IDENTITY_TOKEN_SECONDS}
+        return jwt.encode(claims, self._key, algorithm="RS256", headers={"kid": self._id})
 
-    def certificate(self) -> str:
-        """Return the PEM certificate that verifies ID tokens."""
-        return certificates.self_signed(self._key, "federated-signon")
+    def certificate_map(self) -> dict[str, str]:
+        """Return what verifies ID tokens as `{kid: PEM certificate}`."""
+        return {self._id: certificates.self_signed(self._key, "federated-signon")}
+
+    def jwk_set(self) -> Resource:
+        """Return what verifies ID tokens as a JWK set."""
+        public = RSAAlgorithm.to_jwk(self._key.public_key(), as_dict=True)
+        shown = {name: public[name] for name in ("kty", "n", "e")}
+        return {"keys": [{**shown, "kid": self._id, "alg": "RS256", "use": "sig"}]}
 
 
 async def answer(cloud: Cloud, request: web.Request, host: str, path: str) -> web.StreamResponse | None:
     """Serves the token hosts' own paths; None for anything else."""
     if (host, path) == ("www.googleapis.com", "/oauth2/v1/certs"):
-        return web.json_response({"emulator": IdentityKey(cloud).certificate()})
+        return web.json_response(IdentityKey(cloud).certificate_map())
+    if (host, path) == ("www.googleapis.com", "/oauth2/v3/certs"):
+        return web.json_response(IdentityKey(cloud).jwk_set())
     if path in ("/token", "/oauth2/v4/token") and host in ("oauth2.googleapis.com", "www.googleapis.com"):
         form = await request.post()
         return _exchange(cloud, str(form.get("grant_type", "")), str(form.get("assertion", "")))
@@ -81,6 +95,9 @@ def _exchange(cloud: Cloud, grant: str, assertion: str) -> web.Response:
     if not cloud.access.account_exists(email):
         return _refused("invalid_grant", "Invalid grant: account not found")
     if "target_audience" in claims:
+        # One assertion asks for one kind of token.
+        if not claims["target_audience"] or "scope" in claims:
+            return _refused("invalid_request", "target_audience must be one audience, without a scope.")
         return web.json_response({"id_token": IdentityKey(cloud).token(email, claims["target_audience"])})
     scopes = claims.get("scope", "").split()
     if not scopes:

@@ -27,6 +27,7 @@ from emulator.operations import Operations
 from emulator.proxy import Proxy
 from emulator.services.compute_catalog import ZONES
 from emulator.services.iam import new_account
+from emulator.standins import identity_aware_proxy
 from emulator.state import State, write_private
 
 _LOG = logging.getLogger(__name__)
@@ -53,9 +54,10 @@ _NAMES = [
     "*.googleapis.com",
     *(f"*.{region}.rep.googleapis.com" for region in ZONES),
     "packages.cloud.google.com",
+    "www.gstatic.com",
     "metadata.google.internal",
 ]
-_OTHER_HOSTS = {"oauth2.googleapis.com", "www.googleapis.com", "packages.cloud.google.com"}
+_OTHER_HOSTS = {"oauth2.googleapis.com", "www.googleapis.com", "packages.cloud.google.com", "www.gstatic.com"}
 _MEDIA_PREFIXES = ("/resumable/upload", "/upload", "/download")
 _LARGEST_BODY_BYTES = 64 * 1024 * 1024
 
@@ -207,7 +209,7 @@ class Server:
 
     async def _serve(self, request: web.Request, record: dict[str, Any]) -> web.StreamResponse:
         host, path = record["host"], record["path"]
-        for special in (oauth.answer, public_files.answer):
+        for special in (oauth.answer, public_files.answer, identity_aware_proxy.answer):
             response = await special(self.cloud, request, host, path)
             if response is not None:
                 return response

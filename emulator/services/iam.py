@@ -243,4 +243,11 @@ def _locations(_call: Call) -> Resource:
     resources=account_resources,
 )
 def _identity_token(call: Call) -> Resource:
-    return {"token": oauth.IdentityKey(call.cloud).token(_account(call)["email"], call.body.get("audience", ""))}
+    if not call.name.startswith("projects/-/"):
+        raise ApiError(400, "The project of the service account's name must be -.")
+    if not call.body.get("audience"):
+        raise ApiError(400, "Required field 'audience' not specified", reason="required")
+    if call.body.get("delegates") or call.body.get("organizationNumberIncluded"):
+        raise ApiError(501, "The emulated cloud has neither delegates nor organization numbers in ID tokens.")
+    email, audience = _account(call)["email"], call.body["audience"]
+    return {"token": oauth.IdentityKey(call.cloud).token(email, audience, bool(call.body.get("includeEmail")))}

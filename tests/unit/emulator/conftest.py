@@ -4,9 +4,12 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import http.client
+import http.server
 import json
 import pathlib
 import shutil
+import ssl
 import threading
 import time
 import types
@@ -19,12 +22,15 @@ import requests
 from google.auth.transport.requests import AuthorizedSession
 from google.oauth2 import service_account
 
-from emulator import environment, operations
+from emulator import certificates, environment, operations
 from emulator.effects import NoEffects
 from emulator.server import Server, Settings
+from emulator.standins import identity_aware_proxy
 
 PROJECT = "demo-project"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+IAP_CLIENT_ID = "100000000001-mlflow.apps.googleusercontent.com"
+IAP_AUDIENCE = "/projects/100000000001/global/backendServices/7110000000000000001"
 
 
 @dataclasses.dataclass
@@ -128,13 +134,18 @@ def let_go(cloud: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     waited.set()
 
 
+def new_account(cloud: Running, name: str) -> dict[str, Any]:
+    """Makes a service account that has been granted nothing; returns the content of its credentials file."""
+    base = f"https://iam.googleapis.com/v1/projects/{PROJECT}/serviceAccounts"
+    account = cloud.call("POST", base, {"accountId": name})
+    key = cloud.call("POST", f"{base}/{account['email']}/keys", {})
+    return dict(json.loads(base64.b64decode(key["privateKeyData"])))
+
+
 @pytest.fixture
 def server_account(cloud: Running) -> AuthorizedSession:
     """A session of a service account that has been granted nothing."""
-    base = f"https://iam.googleapis.com/v1/projects/{PROJECT}/serviceAccounts"
-    account = cloud.call("POST", base, {"accountId": "mlflow-server"})
-    key = cloud.call("POST", f"{base}/{account['email']}/keys", {})
-    content = json.loads(base64.b64decode(key["privateKeyData"]))
+    content = new_account(cloud, "mlflow-server")
     return AuthorizedSession(service_account.Credentials.from_service_account_info(content, scopes=[SCOPE]))
 
 
@@ -144,3 +155,82 @@ def direct() -> requests.Session:
     session = requests.Session()
     session.trust_env = False
     return session
+
+
+class Backend:
+    """A server on loopback that keeps what it was asked; `answers` by path: (status, headers)."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[tuple[str, str, http.client.HTTPMessage, bytes]] = []
+        self.answers: dict[str, tuple[int, dict[str, str]]] = {}
+        backend = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                backend.requests.append((self.command, self.path, self.headers, body))
+                status, headers = backend.answers.get(self.path, (200, {}))
+                self.send_response(status)
+                for name, text in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, text)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_PUT = do_GET  # noqa: N815
+
+            def log_message(self, *_arguments: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@dataclasses.dataclass
+class Guarded:
+    """Identity-Aware Proxy before a backend; `tls` is a certificate for loopback that clients trust, as its own is."""
+
+    cloud: Running
+    tls: ssl.SSLContext
+    url: str = ""
+    proxy: Any = None
+
+    def guard(self, backend: str, *members: str) -> None:
+        key = identity_aware_proxy.SigningKey(self.cloud.state)
+        keys = requests.get("https://www.googleapis.com/oauth2/v3/certs", timeout=5).json()
+        arguments = (backend, IAP_CLIENT_ID, IAP_AUDIENCE, members, keys, key)
+        self.proxy = identity_aware_proxy.IdentityAwareProxy(*arguments)
+        port = asyncio.run_coroutine_threadsafe(self.proxy.start(self.tls), self.cloud.loop).result(10)
+        self.url = f"https://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def iap(cloud: Running, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
+    authority, authority_key = certificates.make_authority("loopback")
+    certificate, key = certificates.issue_server(authority, authority_key, "127.0.0.1", ["127.0.0.1"])
+    (tmp_path / "loopback.pem").write_text(certificate)
+    (tmp_path / "loopback.key").write_text(key)
+    bundle = tmp_path / "trusted.pem"
+    bundle.write_text((cloud.state / "ca.pem").read_text() + authority)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "loopback.pem", tmp_path / "loopback.key")
+    guarded = Guarded(cloud, tls)
+    yield guarded
+    if guarded.proxy:
+        asyncio.run_coroutine_threadsafe(guarded.proxy.stop(), cloud.loop).result(10)
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    server = Backend()
+    yield server
+    server.close()
