@@ -531,6 +531,7 @@ def test_an_upgrade_that_was_rehearsed_on_an_older_schema_says_how_long_it_takes
         upgraded.output,
     )
     assert found, upgraded.output
+    measured("an upgrade is rehearsed on a copy, and done", upgraded, manifest_of(cloud, name))
     assert int(found[2]) > rows
     assert made(cloud) == before
     assert "mlflow-3.17.3-" in on_server(deployment, "readlink /etc/mlflow/live")
