@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import pathlib
@@ -61,7 +62,7 @@ print(run.info.run_id)
 Play = Callable[..., Any]
 
 
-def client(deployment: Any, work: str) -> str:
+def client(deployment: Any, work: str, name: str = NAME) -> str:
     """Write or read back with the real client; returns the run's id."""
     environment = {
         **deployment.environment,
@@ -70,7 +71,7 @@ def client(deployment: Any, work: str) -> str:
         "MLFLOW_TRACKING_PASSWORD": deployment.admin_password,
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
-    command = [sys.executable, "-c", CLIENT, NAME, work]
+    command = [sys.executable, "-c", CLIENT, name, work]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split()[-1]
@@ -321,6 +322,48 @@ def test_a_drill_that_fails_says_so_and_the_next_one_removes_what_it_left(
     told = json.loads(on_server(deployment, "cat /var/lib/mlflow-drill/last.json"))
     assert (told["set"], told["passed"], told["problem"]) == (latest, True, "")
     assert "Drill passed" in on_server(deployment, "journalctl --quiet --identifier=mlflow-drill --output=cat")
+
+
+@pytest.mark.long
+def test_a_moment_of_the_past_is_restored_and_nothing_after_it(
+    nightly: str, run_id: str, deployment: Any, play: Play, cloud: Any, tracking: Callable[..., requests.Response]
+) -> None:
+    assert nightly
+    before, later = made(cloud), f"{NAME}-later"
+    time.sleep(2)
+    asked = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    time.sleep(2)
+    later_run = client(deployment, "write", later)
+    objects = [name for name in stored(cloud, ARTIFACTS) if run_id in name]
+    kept, replaced = (
+        next(name for name in objects if name.endswith(f"notes/{file}.txt")) for file in ("kept", "replaced")
+    )
+    cloud.call("DELETE", f"{STORAGE}/{ARTIFACTS}/o/{kept.replace('/', '%2F')}").raise_for_status()
+    upload = f"https://storage.googleapis.com/upload/storage/v1/b/{ARTIFACTS}/o?uploadType=media&name={replaced}"
+    cloud.call("POST", upload, {"not": "what it was"}).raise_for_status()
+    sql("UPDATE params SET value = 'wrong'")
+    sql(f"DELETE FROM metrics WHERE run_uuid = '{run_id}'")
+    sql("DROP TABLE model_versions CASCADE")
+    of_later = [name for name in stored(cloud, ARTIFACTS) if later_run in name]
+
+    moment = asked.translate({ord("-"): "", ord(":"): ""})
+    options = [f"platform_restore_point_in_time={asked}", f"platform_restore_confirmed_set={moment}"]
+    restored = play("playbooks/restore.yml", *(word for option in options for word in ("-e", option)))
+
+    assert restored.code == 0, restored.output
+    assert client(deployment, "read") == run_id
+    there = {
+        name: tracking("GET", "experiments/get-by-name", params={"experiment_name": name}) for name in (NAME, later)
+    }
+    assert [one.status_code for one in there.values()] == [200, 404]
+    assert f"What was written after {asked} is lost" in restored.output
+    assert f"2 were copied back, 0 are gone, {len(of_later)} newer" in restored.output
+    assert deployment.admin_password not in restored.output
+    assert made(cloud) == before
+    (name,) = {path.partition("/")[0] for path in stored(cloud, SETS, moment)}
+    manifest = manifest_of(cloud, name)
+    measured("a moment between two sets is restored", restored, manifest)
+    assert (manifest["begun"], manifest["point_in_time"], manifest["mlflow"]["version"]) == (asked, True, "3.17.2")
 
 
 NEW_PROJECT = "empty-project"
