@@ -153,7 +153,9 @@ def test_a_slow_client_is_let_go(host: Host) -> None:
 
 
 def test_mlflow_learns_who_calls_and_callers_cannot_lie(host: Host) -> None:
-    lies = "--header 'X-Forwarded-For: 127.0.0.1' --header 'X-Real-IP: 127.0.0.9'"
+    lies = (
+        "--header 'X-Forwarded-For: 127.0.0.1' --header 'X-Real-IP: 127.0.0.9' --header 'X-Authenticated-User: admin'"
+    )
     address = host.interface("eth0").addresses[0]
     seen = json.loads(
         host.check_output(f"curl --silent --insecure {lies} --resolve mlflow.test:443:{address} {URL}/api/2.0/x?y=1")
@@ -163,6 +165,7 @@ def test_mlflow_learns_who_calls_and_callers_cannot_lie(host: Host) -> None:
     assert headers["Host"] == "mlflow.test"
     assert headers["X-Forwarded-For"] == headers["X-Real-IP"] == address
     assert headers["X-Forwarded-Proto"] == "https"
+    assert "X-Authenticated-User" not in headers
 
 
 @pytest.mark.parametrize(
