@@ -1,6 +1,8 @@
-"""Asks the live server for every route of the installed MLflow, without a login; prints [status, method, path] as JSON.
+"""Asks the live server for every route of the installed MLflow; prints [status, method, path] as JSON.
 
 Run by the server's own Python. The table is made as the server makes it, with an empty database of users of its own.
+Without arguments it asks on the live socket as somebody from elsewhere without a login; the first argument is other
+headers as JSON, the second a name of NGINX's to ask over HTTPS.
 """
 
 import collections
@@ -10,6 +12,7 @@ import os
 import pathlib
 import re
 import socket
+import ssl
 import sys
 import tempfile
 
@@ -56,12 +59,16 @@ def route_table() -> dict[str, set[str]]:
     return table
 
 
+# As NGINX tells of a caller from elsewhere.
+headers = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {"X-Forwarded-For": "192.0.2.1"}
+context = ssl._create_unverified_context()
 answers = []
 for path, methods in sorted(route_table().items()):
     for method in sorted(methods):
         connection = UnixConnection("mlflow.test")
-        # As NGINX tells of a caller from elsewhere.
-        connection.request(method, path, headers={"X-Forwarded-For": "192.0.2.1"})
+        if len(sys.argv) > 2:
+            connection = http.client.HTTPSConnection(sys.argv[2], context=context, timeout=10)
+        connection.request(method, path, headers=headers)
         answers.append([connection.getresponse().status, method, path])
         connection.close()
 json.dump(answers, sys.stdout)

@@ -1,6 +1,6 @@
 """MLflow with login: says at once that it is alive; its log lines begin with the id that NGINX gave to the request.
 
-Who guesses passwords is told to wait.
+Who guesses passwords is told to wait. Where NGINX knows who somebody is, `authenticate` takes its word.
 """
 
 import collections
@@ -15,8 +15,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import flask
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.server import auth
 from mlflow_keys import read_with_keys_before
+from werkzeug.datastructures import Authorization
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 REQUEST_ID = re.compile(rb"[0-9a-f]{32}")
@@ -135,6 +139,37 @@ class Patience:
             await send(message)
 
         await self.app(scope, receive, answer)
+
+
+def authenticate() -> Authorization | flask.Response:
+    """Return who asks, or a refusal; MLflow's `authorization_function` for Flask's routes and FastAPI's.
+
+    NGINX says so in a header, which no client can set, and says of each request where it is from. What does not is from
+    this machine, past NGINX, and logs in by a password.
+    """
+    if "X-Real-IP" not in flask.request.headers:
+        return auth.authenticate_request_basic_auth()
+    name = flask.request.headers.get("X-Authenticated-User", "")
+    if not name:
+        # Without the header that would make a browser ask for a password.
+        return flask.make_response("You are not signed in.", 401)
+    # MLflow asks for each of its checks of one request.
+    if flask.g.get("mlflow_app_user") != name:
+        ensure_user(name)
+        flask.g.mlflow_app_user = name
+    return Authorization("basic", {"username": name, "password": ""})
+
+
+def ensure_user(name: str) -> None:
+    """Make a user of MLflow of who is none yet, without a password that anybody knows."""
+    if auth.store.has_user(name):
+        return
+    try:
+        auth.store.create_user(name, secrets.token_urlsafe(32))
+    except MlflowException as error:
+        # By another request, a moment ago.
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
 
 
 def log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
