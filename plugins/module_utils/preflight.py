@@ -23,6 +23,7 @@ MYSQL_VERSION = "MYSQL_8_4"
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 PROFILES = ("small", "medium", "large")
 SQL_LOGINS = ("iam", "password")
+AUTHENTICATIONS = ("basic", "iap")
 LOG_DESTINATIONS = ("bucket", "dataset")
 # From, to, and what is usual.
 WHOLE_NUMBERS = {
@@ -129,6 +130,8 @@ _EXISTING = {
 }
 # Cloud SQL has this range for itself: https://cloud.google.com/sql/docs/postgres/private-ip
 _SQL_RANGE = ipaddress.IPv4Network("172.17.0.0/16")
+# https://cloud.google.com/iap/docs/signed-headers-howto#verifying_the_jwt_payload
+_AUDIENCE = re.compile(r"/projects/[0-9]+/global/backendServices/[0-9]+")
 _SECRET_SUFFIXES = ("_password", "_token", "_secret")
 
 
@@ -229,6 +232,7 @@ def check_inventory(variables: Mapping[str, Any], inventory_dir: Path, names: It
     _check_key(checker)
     _check_removal(checker)
     _check_users(checker)
+    _check_authentication(checker)
     known = {*variables, *names}
     return checker.problems + check_dynamic_inventory(variables, inventory_dir) + check_where_set(known, inventory_dir)
 
@@ -453,9 +457,44 @@ def _check_users(checker: _Checker) -> None:
         checker.problems.append(Problem(**{**one, "fix": f"{one['fix']} (in {checker.where})"}))
 
 
+def _check_authentication(checker: _Checker) -> None:
+    variables = checker.variables
+    checker.one_of("platform_mlflow_authentication", AUTHENTICATIONS)
+    audience = variables.get("platform_iap_audience")
+    if variables.get("platform_mlflow_authentication") == "iap":
+        rule = "not the audience of a global backend service, without which anybody's assertion would do"
+        fix = "write /projects/<number>/global/backendServices/<id>, with the numbers of project and backend service"
+        checker.matches("platform_iap_audience", _AUDIENCE, rule, fix)
+        _check_signed_in_users(checker)
+        if variables.get("platform_dns_zone"):
+            problem = "given, and its record would lead past the load balancer that signs users in"
+            checker.add(
+                "platform_dns_zone", problem, "leave it out, and point the domain at the load balancer yourself"
+            )
+    elif audience:
+        problem = "given, and users log in by passwords"
+        checker.add("platform_iap_audience", problem, "write platform_mlflow_authentication: iap, or leave it out")
+
+
+def _check_signed_in_users(checker: _Checker) -> None:
+    """Refuse users who can never be who Identity-Aware Proxy says."""
+    users = checker.variables.get("platform_mlflow_users")
+    for number, user in enumerate(users if isinstance(users, list) else []):
+        name = user.get("name") if isinstance(user, dict) and user.get("state") != "absent" else None
+        if isinstance(name, str) and (not _EMAIL.fullmatch(name) or name != name.lower()):
+            problem = "not an address of e-mail in lower case, and Identity-Aware Proxy knows users by nothing else"
+            fix = f"write the user's address, such as {name.lower().partition('@')[0]}@example.com, or state: absent"
+            variable = f"platform_mlflow_users[{number}].name"
+            checker.problems.append(Problem(variable, repr(name), problem, f"{fix} (in {checker.where})"))
+
+
 def check_rotation(variables: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with `platform_rotate`; `platform_rotation` is its list, of `platform_rotation_choices`."""
     chosen, choices = variables["platform_rotation"], sorted(variables["platform_rotation_choices"])
+    if variables.get("platform_mlflow_authentication") == "iap":
+        problem = "with platform_mlflow_authentication: iap no password logs in over HTTPS, to prove what is replaced"
+        fix = "add a version to the secret by hand, and run playbooks/configure.yml --tags server_secrets,mlflow"
+        return [Problem("platform_rotate", _shown("platform_rotate", variables["platform_rotate"]), problem, fix)]
     unknown = [one for one in chosen if one not in choices]
     if chosen and not unknown:
         return []

@@ -17,6 +17,7 @@ from typing import Any
 UNITS = (
     "mlflow.service",
     "nginx.service",
+    "iap-verifier.service",
     "cloud-sql-proxy.service",
     "google-cloud-ops-agent.service",
     "google-cloud-ops-agent-fluent-bit.service",

@@ -57,6 +57,8 @@ class Deployment:
     sets_enabled: bool = True
     # The role that brings a new certificate to the server: certbot, or server_secrets where it is the operator's own.
     renewal_role: str = "certbot"
+    # How users log in: basic, or iap, where a load balancer is in front that has the certificate.
+    authentication: str = "basic"
 
     def play(self, playbook: str, options: str = "") -> str:
         """Return the command line of a playbook."""
@@ -242,6 +244,7 @@ SERVING: Parts = [
     ("Cloud SQL Auth Proxy", "cloud_sql_proxy", ["cloud-sql-proxy.service"]),
     ("MLflow", "mlflow", ["mlflow.service"]),
     ("NGINX", "nginx", ["nginx.service"]),
+    ("Verification for Identity-Aware Proxy", "iap_verifier", ["iap-verifier.service"]),
     ("Renewal of the certificate", "certbot", ["certbot.timer"]),
 ]
 WATCHING: Parts = [
@@ -263,7 +266,10 @@ def component_rows(server: Facts, deployment: Deployment, several: bool, parts: 
     """Return a row for each of these services of a server."""
     rows = []
     for name, role, units in parts:
-        if role == "certbot" and deployment.renewal_role != role:
+        behind_proxy = deployment.authentication == "iap"
+        if role == "certbot" and (deployment.renewal_role != role or behind_proxy):
+            continue
+        if role == "iap_verifier" and not behind_proxy:
             continue
         title = titled(name, server, several)
         if "error" in server:
@@ -306,6 +312,8 @@ def component_version(role: str, facts: Facts) -> str:
         return live_version(facts)
     if role == "cloud_sql_proxy":
         return str(facts["proxy"].get("version", ""))
+    if role == "iap_verifier":
+        return ""
     package = {"nginx": "nginx", "certbot": "certbot", "ops_agent": "google-cloud-ops-agent"}[role]
     return str(facts["packages"][package].get("version", ""))
 
@@ -321,6 +329,9 @@ def door_rows(door: Facts, limits: Limits, deployment: Deployment) -> list[Row]:
     url = f"https://{deployment.domain}/"
     tags = "certbot" if deployment.renewal_role == "certbot" else f"{deployment.renewal_role},nginx"
     renew = deployment.play("configure", f"--tags {tags}")
+    if deployment.authentication == "iap":
+        # The load balancer's.
+        renew = f"gcloud compute ssl-certificates list --project={deployment.project}"
     if "error" in door:
         at_fault = door.get("component")
         mend = renew if at_fault == "certbot" else deployment.play("configure", "--tags nginx")
@@ -329,7 +340,11 @@ def door_rows(door: Facts, limits: Limits, deployment: Deployment) -> list[Row]:
             certificate = Row("Components", "Certificate", DOWN, shortened(door["error"]), command=renew)
         return [Row("Components", "Front door", DOWN, f"{url}: {shortened(door['error'])}", command=mend), certificate]
     status = int(door["status"])
-    if status == 401:
+    # Identity-Aware Proxy sends browsers to Google's sign-in, and answers others 401.
+    signing_in = deployment.authentication == "iap" and status == 302
+    if signing_in and door["headers"].get("location", "").startswith("https://accounts.google.com/"):
+        answer = Row("Components", "Front door", OK, f"{url} leads to Google's sign-in")
+    elif status == 401:
         answer = Row("Components", "Front door", OK, f"{url} answers and asks for a login")
     elif status >= 500:
         mend = deployment.play("configure", "--tags mlflow,nginx")

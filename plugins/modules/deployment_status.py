@@ -61,6 +61,11 @@ options:
         type: str
         choices: [certbot, server_secrets]
         default: certbot
+      authentication:
+        description: How users log in, by a password or by Google's Identity-Aware Proxy.
+        type: str
+        choices: [basic, iap]
+        default: basic
   servers:
     description: Results of a loop of M(mlops.mlflow_gcp.mlflow_server_info) over the servers' names.
     type: list
@@ -274,6 +279,7 @@ def main() -> None:
                     **{name: {"type": "str", "required": True} for name in NAMES},
                     "sets_enabled": {"type": "bool", "default": True},
                     "renewal_role": {"type": "str", "choices": ["certbot", "server_secrets"], "default": "certbot"},
+                    "authentication": {"type": "str", "choices": ["basic", "iap"], "default": "basic"},
                 },
             },
             "servers": {"type": "list", "elements": "dict", "required": True},

@@ -97,7 +97,14 @@ def at_work(deployment: Any, tracking: Callable[..., requests.Response]) -> Iter
 def stored(statement: str) -> list[list[str]]:
     """Return what the tracking database answers."""
     database = ["docker", "exec", "--user", "postgres", "cloudsql-mlflow", "psql", "--host=/run/cloudsql"]
-    command = [*database, "--dbname=mlflow", "--no-align", "--tuples-only", f"--command={statement}"]
+    command = [
+        *database,
+        "--username=cloudsqladmin",
+        "--dbname=mlflow",
+        "--no-align",
+        "--tuples-only",
+        f"--command={statement}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return [line.split("|") for line in done.stdout.splitlines()]
 

@@ -55,6 +55,8 @@ GOOD: dict[str, Any] = {
     "mlflow_version": "3.17.2",
     "mlflow_admin_username": "admin",
     "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "EDIT"}]}],
+    "platform_mlflow_authentication": "basic",
+    "platform_iap_audience": "",
     "platform_upgrade_confirmed_version": "",
     "platform_upgrade_backup_enabled": "false",
     "platform_upgrade_rehearsal_enabled": False,
@@ -177,6 +179,63 @@ def test_what_is_rotated_is_one_of_what_there_is(chosen: list[str], problem: str
     found = preflight.check_rotation(variables)
     assert [one.problem for one in found] == ([problem] if problem else [])
     assert all("admin_password, certificate" in one.fix for one in found)
+
+
+def test_nothing_is_rotated_that_no_password_can_prove() -> None:
+    variables = {
+        "platform_mlflow_authentication": "iap",
+        "platform_rotate": "admin_password",
+        "platform_rotation": ["admin_password"],
+        "platform_rotation_choices": {"admin_password": "mlflow-admin-password"},
+    }
+    (found,) = preflight.check_rotation(variables)
+    assert (found.variable, found.value) == ("platform_rotate", "'admin_password'")
+    assert "playbooks/configure.yml --tags server_secrets,mlflow" in found.fix
+
+
+AUDIENCE = "/projects/123456789012/global/backendServices/4567890123456789"
+BY_PROXY = {
+    "platform_mlflow_authentication": "iap",
+    "platform_iap_audience": AUDIENCE,
+    "platform_mlflow_users": [{"name": "ann@example.com"}, {"name": "bob", "state": "absent"}],
+}
+
+
+def test_users_may_sign_in_by_identity_aware_proxy(inventory_dir: Path) -> None:
+    assert preflight.check_inventory({**GOOD, **BY_PROXY}, inventory_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "variable"),
+    [
+        ({"platform_mlflow_authentication": "oidc"}, "platform_mlflow_authentication"),
+        ({"platform_iap_audience": AUDIENCE}, "platform_iap_audience"),
+        ({**BY_PROXY, "platform_iap_audience": ""}, "platform_iap_audience"),
+        ({**BY_PROXY, "platform_iap_audience": None}, "platform_iap_audience"),
+        ({**BY_PROXY, "platform_iap_audience": "/projects/123/apps/mlflow"}, "platform_iap_audience"),
+        ({**BY_PROXY, "platform_iap_audience": AUDIENCE + "/"}, "platform_iap_audience"),
+        (
+            {**BY_PROXY, "platform_iap_audience": AUDIENCE.replace("123456789012", "demo-project")},
+            "platform_iap_audience",
+        ),
+        ({**BY_PROXY, "platform_mlflow_users": [{"name": "ann"}]}, "platform_mlflow_users[0].name"),
+        ({**BY_PROXY, "platform_mlflow_users": [{"name": "Ann@example.com"}]}, "platform_mlflow_users[0].name"),
+        ({**BY_PROXY, "platform_dns_zone": "example"}, "platform_dns_zone"),
+    ],
+)
+def test_who_signs_in_how_is_said_without_contradiction(
+    inventory_dir: Path, variables: dict[str, Any], variable: str
+) -> None:
+    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
+    assert found.variable == variable
+    assert found.problem
+    assert str(inventory_dir) in found.fix
+
+
+def test_all_that_is_wrong_with_signing_in_is_said_at_once(inventory_dir: Path) -> None:
+    wrong = {**BY_PROXY, "platform_iap_audience": "", "platform_mlflow_users": [{"name": "ann"}, {"name": "bob"}]}
+    found = preflight.check_inventory({**GOOD, **wrong}, inventory_dir)
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("version", ["POSTGRES_18", "MYSQL_8_4"])

@@ -335,6 +335,29 @@ def test_a_certificate_of_the_operators_own_is_renewed_by_nobody_else():
     assert (wrong.name, wrong.command.split()[-2:]) == ("Certificate", ["--tags", "server_secrets,nginx"])
 
 
+def test_what_signs_users_in_is_part_of_the_deployment_where_they_sign_in_so():
+    signing_in = dataclasses.replace(DEPLOYMENT, authentication="iap")
+    name, facts = "Verification for Identity-Aware Proxy", healthy()
+    assert name not in {one.name for one in judged().rows}
+    facts["door"] |= {
+        "status": 302,
+        "headers": {"location": "https://accounts.google.com/o/oauth2/v2/auth?client_id=1"},
+    }
+    del facts["servers"][0]["server"]["units"]["certbot.timer"]
+    del facts["servers"][0]["server"]["units"]["iap-verifier.service"]
+    missing = row(status.judge(facts, status.Limits(), signing_in, NOW), name)
+    assert (missing.health, missing.command.split()[-2:]) == ("down", ["--tags", "iap_verifier"])
+    facts["servers"][0]["server"]["units"]["iap-verifier.service"] = unit("active")
+    assert status.judge(facts, status.Limits(), signing_in, NOW).verdict == "healthy"
+    # With passwords, or to another place, nothing is led anywhere.
+    assert row(status.judge(facts, status.Limits(), DEPLOYMENT, NOW), "Front door").health == "degraded"
+    facts["door"]["headers"]["location"] = "https://accounts.google.com.other.test/"
+    assert row(status.judge(facts, status.Limits(), signing_in, NOW), "Front door").health == "degraded"
+    facts["door"]["certificate"]["days_left"] = 5
+    late = row(status.judge(facts, status.Limits(), signing_in, NOW), "Certificate")
+    assert late.command == f"gcloud compute ssl-certificates list --project={DEPLOYMENT.project}"
+
+
 def test_nights_without_a_set_may_be_what_the_inventory_says():
     without = dataclasses.replace(DEPLOYMENT, sets_enabled=False)
     facts = {**healthy(), "servers": [{"name": "mlflow-1", "error": "ssh: timed out"}]}
