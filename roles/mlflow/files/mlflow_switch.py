@@ -27,6 +27,8 @@ CONFIG = pathlib.Path("/etc/mlflow")
 GENERATIONS = CONFIG / "generations"
 LIVE = CONFIG / "live"
 PREVIOUS = CONFIG / "previous"
+# A release that another server serves already, whose files NGINX gives here too.
+NEXT = CONFIG / "next"
 RUNTIME = pathlib.Path("/run/mlflow")
 RELEASES = pathlib.Path("/opt/mlflow/releases")
 LOCK = pathlib.Path("/run/mlflow-switch.lock")
@@ -142,7 +144,7 @@ def start(generation: str, verb: str) -> None:
 
 def forgettable(keep: set[str]) -> list[pathlib.Path]:
     """Generations that are not to be kept with their units, and releases that no kept one runs."""
-    releases = {(GENERATIONS / name / "release").resolve().name for name in keep}
+    releases = {(GENERATIONS / name / "release").resolve().name for name in keep} | {NEXT.resolve().name}
     generations = [path for path in GENERATIONS.iterdir() if path.name not in keep]
     units = [path for path in UNITS.glob("mlflow-*.service") if path.stem in {path.name for path in generations}]
     return sorted([*units, *generations, *(path for path in RELEASES.iterdir() if path.name not in releases)])
