@@ -72,13 +72,18 @@ def test_an_upgrade_that_stops_at_the_second_server_and_is_killed_at_the_third_a
     assert versions(SERVERS) == ["3.16.1"] * 3
     second = SERVERS[1]
     with clients(fewest=10_000):
-        second.check_output("mv /etc/credstore/mlflow.flask-secret-key /srv/aside")
-        stopped = converge(*ALL, **UPGRADE)
+        staged = converge(*ALL, entry_point="stage", version="3.17.2")
+        assert staged.returncode == 0, staged.stdout
+        store = second.check_output(
+            "ls /opt/mlflow/releases/3.17.2-*/lib/python3*/site-packages/mlflow/store/tracking/sqlalchemy_store.py"
+        )
+        second.check_output(f"cp -p {store} /srv/whole.py; echo 'SqlAlchemyStore.search_experiments = None' >> {store}")
+        stopped = converge(*ALL, **UPGRADE, mlflow_start_timeout_seconds=60)
         assert stopped.returncode != 0
-        assert "mlflow.flask-secret-key" in stopped.stdout
+        assert "mlflow is not ready: the API answered 500" in " ".join(stopped.stdout.split())
         assert versions(SERVERS) == ["3.17.2", "3.16.1", "3.16.1"]
 
-        second.check_output("mv /srv/aside /etc/credstore/mlflow.flask-secret-key")
+        second.check_output(f"cp -p /srv/whole.py {store}")
         kill_at(begin(*ALL, **UPGRADE), "changed: [servers-2]", "Service | Start it", "Service | Start it")
         assert versions(SERVERS[:2]) == ["3.17.2", "3.17.2"]
 
