@@ -24,6 +24,7 @@ def values() -> dict[str, object]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not README.exists(), reason="the scenario is of no role")
 def test_the_playbook_of_the_readme_runs_alone_and_again_without_a_change(host: Host, converge, tmp_path) -> None:
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
