@@ -89,6 +89,8 @@ def connect_to(path: str) -> None:
         connection.connect(path)
         return connection
 
+    # A proxy is for other machines.
+    os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "*")
     # What urllib3 opens every connection with.
     vars(urllib3.util.connection)["create_connection"] = connect
 

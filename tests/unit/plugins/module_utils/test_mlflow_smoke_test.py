@@ -65,7 +65,10 @@ def test_a_server_that_does_not_listen_is_nginx(server):
 
 def test_the_real_client_reaches_a_server_by_its_unix_socket(monkeypatch, tmp_path):
     path = str(tmp_path / "live.sock")
-    # Restored at the end: it is the process' own.
+    # Restored at the end: they are the process' own.
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr(urllib3.util.connection, "create_connection", urllib3.util.connection.create_connection)
     mlflow_smoke_test.connect_to(path)
     asked = []
