@@ -197,5 +197,6 @@ test: .venv/installed ## Everything CI runs, from nothing
 .PHONY: long
 long: images wheels browser ## With what `make test` leaves out for the time it takes: before a release
 	@for scenario in $(SCENARIOS) servers; do molecule test -s $$scenario || exit 1; done
-	@# Whole, as some of its tests go on from others.
+	@# Whole, as some of their tests go on from others.
 	pytest -q --durations=25 tests/integration
+	pytest -q --durations=25 tests/provision/test_backup.py

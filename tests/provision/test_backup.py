@@ -130,6 +130,7 @@ def test_what_cannot_be_recovered_is_refused_at_once_and_a_check_writes_nothing(
             assert words in refused.output
 
 
+@pytest.mark.long
 def test_a_moment_is_restored_from_a_clone_that_goes_again_whatever_happens(world: World, play: Play) -> None:
     asked, before = moment(), instances(world)
     # Which version served then is told by a set of the same schemas.
@@ -235,6 +236,7 @@ def left(world: World) -> Any:
     return {name: one for name, one in resources.items() if "/backupRuns/" not in name}, policies
 
 
+@pytest.mark.long
 def test_an_upgrade_is_rehearsed_with_the_set_it_has_taken_and_a_check_writes_nothing(world: World, play: Play) -> None:
     with world.untouched():
         checked = run(play, "rehearse", "--check")
@@ -266,6 +268,7 @@ def test_an_upgrade_is_rehearsed_with_the_set_it_has_taken_and_a_check_writes_no
     assert left(world) == before
 
 
+@pytest.mark.long
 def test_a_rehearsal_that_fails_leaves_nothing_and_stops_the_upgrade(world: World, play: Play) -> None:
     before = left(world)
     world.running.server.faults.append({"method": "sql.instances.import", "times": 1, "operation_error": "No space."})

@@ -427,6 +427,7 @@ def replace_keys(host: Host, passphrase: str, webhook_key: str) -> None:
         )
 
 
+@pytest.mark.long
 def test_new_keys_take_the_place_of_the_old_ones_and_nothing_is_lost(host: Host, converge: Converge) -> None:
     new_passphrase, new_key = "passphrase-secret-of-now-51f0", "webhook-secret-of-now-8d13"
     webhook = {"name": "before", "url": "https://8.8.8.8/x", "status": "DISABLED", "secret": f"signs-{time.time_ns()}"}
@@ -488,6 +489,7 @@ def test_new_keys_take_the_place_of_the_old_ones_and_nothing_is_lost(host: Host,
     assert before <= opened(host, PASSPHRASE, WEBHOOK_SECRET)
 
 
+@pytest.mark.long
 def test_an_encryption_that_was_killed_is_finished_by_the_next(host: Host, begin: Begin, converge: Converge) -> None:
     older = "older-secret-77c1"
     for name in ("crypto-kek-passphrase", "webhook-secret-encryption-key"):
