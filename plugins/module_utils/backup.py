@@ -324,7 +324,7 @@ def take(cloud: Session, source: Deployment, now: Callable[[], str]) -> Json:
     if cloud.check_mode:
         return {"changed": True, "manifest": {}}
     begun = now()
-    name = re.sub("[-:]", "", begun)
+    name = compact(begun)
     instance = next(iter(find(cloud, "sqladmin.instances", source.instance)), None)
     if instance is None:
         missing = f"There is no Cloud SQL instance {source.instance} in project {cloud.project}"
@@ -383,6 +383,11 @@ def manifest_of(cloud: Session, bucket: str, name: str) -> Json:
                 raise SetError(f"gs://{bucket}/{one}: has the manifest of {manifest['name']}")
             return manifest
     raise SetError(f"gs://{bucket}/{name}: is not a backup set, for it has no {MANIFEST}")
+
+
+def compact(moment: str) -> str:
+    """Return a moment as it is in the names of sets."""
+    return re.sub("[-:]", "", moment)
 
 
 def newest_first(cloud: Session, bucket: str) -> list[str]:

@@ -17,6 +17,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.backup import (
     WantedSet,
     act,
     at,
+    compact,
     complete,
     export,
     manifest_of,
@@ -73,11 +74,6 @@ class Found:
     window: Json
     refusal: str
     artifacts: Json | None
-
-
-def compact(moment: str) -> str:
-    """Return a moment as it is in the names of sets."""
-    return re.sub("[-:]", "", moment)
 
 
 def is_moment(text: str) -> bool:

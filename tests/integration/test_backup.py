@@ -178,9 +178,8 @@ def test_second_thoughts_and_damaged_sets_are_refused(taken: str, play: Play, cl
     assert f"platform_restore_confirmed_set is {taken} and the set is {broken}" in damaged
 
 
-def test_everything_is_back_after_a_restore(
-    taken: str, run_id: str, deployment: Any, play: Play, cloud: Any, tracking: Callable[..., requests.Response]
-) -> None:
+def damage(run_id: str, cloud: Any) -> None:
+    """Delete and replace an artifact of a run, change and delete rows, and drop a table."""
     objects = [name for name in stored(cloud, ARTIFACTS) if run_id in name]
     kept, replaced = (
         next(name for name in objects if name.endswith(f"notes/{file}.txt")) for file in ("kept", "replaced")
@@ -191,6 +190,12 @@ def test_everything_is_back_after_a_restore(
     sql("UPDATE params SET value = 'wrong'")
     sql(f"DELETE FROM metrics WHERE run_uuid = '{run_id}'")
     sql("DROP TABLE model_versions CASCADE")
+
+
+def test_everything_is_back_after_a_restore(
+    taken: str, run_id: str, deployment: Any, play: Play, cloud: Any, tracking: Callable[..., requests.Response]
+) -> None:
+    damage(run_id, cloud)
 
     confirmed = ("-e", f"platform_restore_set={taken}", "-e", f"platform_restore_confirmed_set={taken}")
     restored = play("playbooks/restore.yml", *confirmed)
@@ -334,16 +339,7 @@ def test_a_moment_of_the_past_is_restored_and_nothing_after_it(
     asked = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     time.sleep(2)
     later_run = client(deployment, "write", later)
-    objects = [name for name in stored(cloud, ARTIFACTS) if run_id in name]
-    kept, replaced = (
-        next(name for name in objects if name.endswith(f"notes/{file}.txt")) for file in ("kept", "replaced")
-    )
-    cloud.call("DELETE", f"{STORAGE}/{ARTIFACTS}/o/{kept.replace('/', '%2F')}").raise_for_status()
-    upload = f"https://storage.googleapis.com/upload/storage/v1/b/{ARTIFACTS}/o?uploadType=media&name={replaced}"
-    cloud.call("POST", upload, {"not": "what it was"}).raise_for_status()
-    sql("UPDATE params SET value = 'wrong'")
-    sql(f"DELETE FROM metrics WHERE run_uuid = '{run_id}'")
-    sql("DROP TABLE model_versions CASCADE")
+    damage(run_id, cloud)
     of_later = [name for name in stored(cloud, ARTIFACTS) if later_run in name]
 
     moment = asked.translate({ord("-"): "", ord(":"): ""})

@@ -303,8 +303,8 @@ def test_the_assistant_is_closed(host: Host, google: Google, path: str) -> None:
 
 def walk(host: Host, headers: dict[str, str], *name: str) -> set[tuple[str, int]]:
     """Ask for every route; return which were answered by something else than 401."""
-    host.run_expect([0], "cat >/root/walk_routes.py <<'END'\n" + WALK.read_text() + "END")
-    command = "/etc/mlflow/live/release/bin/python -W ignore /root/walk_routes.py"
+    host.run_expect([0], "cat >/srv/walk_routes.py <<'END'\n" + WALK.read_text() + "END")
+    command = "/etc/mlflow/live/release/bin/python -W ignore /srv/walk_routes.py"
     answers = json.loads(host.check_output(f"{command} '{json.dumps(headers)}' {' '.join(name)}"))
     assert len({path for _, _, path in answers}) > 400
     return {(path, status) for status, _, path in answers if status != 401}
@@ -334,8 +334,8 @@ def test_keys_are_renewed_kept_and_not_asked_for_by_a_flood(host: Host, google: 
         jwt.encode(google.claims(), google.keys["second"], "ES256", headers={"kid": f"unknown-{number}"})
         for number in range(100)
     )
-    host.check_output("printf %%s %s | tr ' ' '\\n' >/root/flood", unknown)
-    flood = f"xargs -P 8 -I@ {STATUS} --header '{ASSERTION}: @' '{URL}{SEARCH}' </root/flood"
+    host.check_output("printf %%s %s | tr ' ' '\\n' >/srv/flood", unknown)
+    flood = f"xargs -P 8 -I@ {STATUS} --header '{ASSERTION}: @' '{URL}{SEARCH}' </srv/flood"
     assert host.check_output(flood) == "401" * 100
     assert google.fetches() <= before + 1
     # A minute after the last fetch the new key is found, by a request that is let in at once.

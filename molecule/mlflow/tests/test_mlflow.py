@@ -204,8 +204,8 @@ def test_a_run_and_its_artifact_are_read_back(host: Host) -> None:
 
 
 def test_every_route_but_the_open_ones_wants_a_login(host: Host) -> None:
-    host.run_expect([0], "cat >/root/walk_routes.py <<'END'\n" + WALK.read_text() + "END")
-    answers = json.loads(host.check_output("/etc/mlflow/live/release/bin/python -W ignore /root/walk_routes.py"))
+    host.run_expect([0], "cat >/srv/walk_routes.py <<'END'\n" + WALK.read_text() + "END")
+    answers = json.loads(host.check_output("/etc/mlflow/live/release/bin/python -W ignore /srv/walk_routes.py"))
     walked = {path for _, _, path in answers}
     assert {
         "/v1/traces",
@@ -263,12 +263,12 @@ def test_many_at_once_are_served_by_few_connections_to_the_database(host: Host) 
     )
     count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'mlflow@test'"
     most = host.check_output(
-        f"seq 600 | xargs -P 60 -I@ {request} >/root/answers & load=$!; most=0;"
+        f"seq 600 | xargs -P 60 -I@ {request} >/srv/answers & load=$!; most=0;"
         " while kill -0 $load 2>/dev/null; do"
         f' now=$(runuser -u postgres -- psql --quiet --tuples-only --no-align --command "{count}");'
         " test $now -le $most || most=$now; done; echo $most"
     )
-    assert host.check_output("sort /root/answers | uniq --count").split() == ["600", "200"]
+    assert host.check_output("sort /srv/answers | uniq --count").split() == ["600", "200"]
     # Two workers with three pools of five.
     assert 2 <= int(most) <= 30
 
