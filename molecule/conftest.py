@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,32 @@ def converge(begin: Begin) -> Converge:
         process = begin(*options, **arguments)
         output, _ = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+    return run
+
+
+@pytest.fixture
+def open_paths() -> set[str]:
+    """Return what MLflow answers to everybody: its page and health checks need it, and server-info tells no secrets."""
+    server_info = {"/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info"}
+    return {"/health", "/version", "/static-files/1", *server_info}
+
+
+@pytest.fixture
+def walk(host: Host) -> Callable[..., tuple[set[str], set[tuple[str, int]]]]:
+    """Ask for every route of the installed MLflow, as walk_routes.py says.
+
+    Returns all paths, and those with their status that were answered by something else than 401.
+    """
+    program = pathlib.Path(__file__).parent / "mlflow/walk_routes.py"
+
+    def run(*arguments: str) -> tuple[set[str], set[tuple[str, int]]]:
+        host.run_expect([0], "cat >/srv/walk_routes.py <<'END'\n" + program.read_text() + "END")
+        command = ["/etc/mlflow/live/release/bin/python", "-W", "ignore", "/srv/walk_routes.py", *arguments]
+        answers = json.loads(host.check_output(shlex.join(command)))
+        paths = {path for _, _, path in answers}
+        assert len(paths) > 400
+        return paths, {(path, status) for status, _, path in answers if status != 401}
 
     return run
 
