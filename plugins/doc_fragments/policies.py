@@ -76,6 +76,13 @@ options:
         type: str
         choices: [additive, exclusive, absent]
         default: additive
+      confined_members:
+        description:
+          - Members who have no other role on the resource, with no condition either, than what O(policies[].bindings)
+            of the same entry gives them. Other members keep theirs.
+        type: list
+        elements: str
+        default: []
       audit_configs:
         description: Audit logs per service, for the project only. Services that are not named are left alone.
         type: list

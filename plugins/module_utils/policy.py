@@ -68,6 +68,7 @@ POLICY: dict[str, dict[str, Any]] = {
     "resource": {"type": "dict", "options": RESOURCE},
     "bindings": {"type": "list", "elements": "dict", "default": [], "options": BINDING},
     "mode": {"type": "str", "choices": ["additive", "exclusive", "absent"], "default": "additive"},
+    "confined_members": {"type": "list", "elements": "str", "default": []},
     "audit_configs": {"type": "list", "elements": "dict", "options": AUDIT_CONFIG},
 }
 POLICIES: dict[str, Any] = {
@@ -188,6 +189,8 @@ def _bindings(bindings: list[Json], entry: Json) -> list[Json]:
     else:
         for key, members in wanted.items():
             current[key] = current.get(key, set()) | members
+    confined = {normalise_member(member) for member in entry.get("confined_members") or []}
+    current = {key: members - (confined - wanted.get(key, set())) for key, members in current.items()}
     return [_binding(key, members) for key, members in current.items() if members]
 
 

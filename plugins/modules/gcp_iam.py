@@ -66,6 +66,11 @@ options:
     type: str
     choices: [additive, exclusive, absent]
     default: additive
+  confined_members:
+    description: See O(policies[].confined_members).
+    type: list
+    elements: str
+    default: []
   audit_configs:
     description: See O(policies[].audit_configs).
     type: list
@@ -97,6 +102,15 @@ EXAMPLES = r"""
         bindings:
           - role: roles/storage.objectUser
             members: ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
+
+- name: Let the server's account do that on the bucket, and nothing else there
+  mlops.mlflow_gcp.gcp_iam:
+    project: my-project
+    resource: {kind: storage.buckets, name: my-project-mlflow-artifacts}
+    bindings:
+      - role: roles/storage.objectUser
+        members: &server ["serviceAccount:mlflow-server@my-project.iam.gserviceaccount.com"]
+    confined_members: *server
 
 - name: Let a bucket be encrypted with a key of one's own
   mlops.mlflow_gcp.gcp_iam:

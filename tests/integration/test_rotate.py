@@ -203,6 +203,26 @@ def test_passwords_and_keys_are_replaced_under_load(
 
 
 @pytest.mark.long
+def test_the_service_works_with_no_other_role_than_the_inventory_states(cloud: Any, play: Play) -> None:
+    project = "https://cloudresourcemanager.googleapis.com/v1/projects/demo-project"
+    member = "serviceAccount:mlflow-server@demo-project.iam.gserviceaccount.com"
+
+    def policy() -> Any:
+        return cloud.call("POST", f"{project}:getIamPolicy", {}).json()
+
+    before = policy()
+    wider = {**before, "bindings": [*before["bindings"], {"role": "roles/viewer", "members": [member]}]}
+    cloud.call("POST", f"{project}:setIamPolicy", {"policy": wider}).raise_for_status()
+
+    done = play("playbooks/rotate.yml", "-e", "platform_rotate=service_account_bindings", "--diff")
+
+    assert (done.code, done.changed) == (0, 1), done.output
+    assert "roles/viewer" in done.output
+    assert "Use the service as its users do" in done.output
+    assert policy()["bindings"] == before["bindings"]
+
+
+@pytest.mark.long
 def test_a_certificate_of_the_operators_own_takes_the_place_of_the_issued_one(
     deployment: Any, cloud: Any, play: Play, tmp_path: pathlib.Path
 ) -> None:

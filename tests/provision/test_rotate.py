@@ -55,7 +55,7 @@ def test_without_a_choice_the_choices_are_named_and_nothing_is_done(world: World
     assert refused.code != 0
     assert (
         "or several with commas in between: admin_password, certificate, crypto_kek_passphrase, flask_secret_key,"
-        " webhook_secret_encryption_key" in refused.output
+        " service_account_bindings, webhook_secret_encryption_key" in refused.output
     )
 
 
@@ -165,3 +165,53 @@ def test_the_databases_user_gets_the_new_password_before_the_servers_do(world: W
     assert called(world, since) == ["patch", "addVersion", "update", "disable", "patch"]
     assert states(world, DATABASE) == ["DISABLED", "ENABLED"]
     assert value(world, DATABASE, 2) not in done.output
+
+
+def grant(world: World, resource: str, *members: str, role: str = "roles/viewer") -> None:
+    bindings = world.state.policies.setdefault(resource, {"bindings": []}).setdefault("bindings", [])
+    bindings.append({"role": role, "members": list(members)})
+
+
+def roles_of(world: World, member: str) -> dict[str, set[str]]:
+    """Return the roles of a member by the resource that it has them on."""
+    found: dict[str, set[str]] = {}
+    for resource, policy in world.state.policies.items():
+        for binding in policy.get("bindings", []):
+            if member in binding["members"]:
+                found.setdefault(resource, set()).add(binding["role"])
+    return found
+
+
+def test_the_servers_account_keeps_the_roles_that_are_stated_and_others_keep_theirs(world: World, play: Play) -> None:
+    email = f"mlflow-server@{PROJECT}.iam.gserviceaccount.com"
+    account, other = f"serviceAccount:{email}", "user:ann@example.com"
+    stated = roles_of(world, account)
+    places = [
+        *(f"projects/{PROJECT}", f"projects/{PROJECT}/secrets/{ADMIN}", f"projects/{PROJECT}/secrets/other"),
+        *(f"buckets/{PROJECT}-mlflow-artifacts", f"buckets/{PROJECT}-mlflow-backups", f"buckets/{PROJECT}-other"),
+    ]
+    made = world.module("gcp_resource", {"project": PROJECT, "resources": [
+        {"kind": "secretmanager.secrets", "name": "other"},
+        {"kind": "storage.buckets", "name": f"{PROJECT}-other", "body": {"location": "EUROPE-WEST1"}},
+    ]})  # fmt: skip
+    assert not made.get("failed"), made
+    for place in places:
+        grant(world, place, account, other)
+    of_account = f"projects/{PROJECT}/serviceAccounts/{email}"
+    grant(world, of_account, other, role="roles/iam.serviceAccountTokenCreator")
+    grant(world, of_account, other, role="roles/iam.serviceAccountAdmin")
+
+    with world.untouched():
+        check = rotate(play, "service_account_bindings", arguments=("--check", "--diff"))
+    done = rotate(play, "service_account_bindings")
+    again = rotate(play, "service_account_bindings")
+
+    assert [check.code, done.code, again.code] == [0, 0, 0], check.errors + done.errors + again.errors
+    assert check.outcomes == done.outcomes
+    assert len(done.changes) == len(places) + 1
+    assert again.changes == []
+    assert roles_of(world, account) == stated
+    assert roles_of(world, other) == {
+        **{place: {"roles/viewer"} for place in places},
+        of_account: {"roles/iam.serviceAccountAdmin"},
+    }

@@ -76,6 +76,16 @@ def test_exclusive_members_are_exact_and_other_roles_stay():
     ]
 
 
+def test_confined_members_keep_what_the_entry_gives_them_and_others_keep_theirs():
+    policy = bindings(("roles/a", [SERVER, "user:x@y.z"]), ("roles/b", [SERVER, "user:x@y.z"]), ("roles/c", [SERVER]))
+    policy["bindings"].append({"role": "roles/a", "members": [SERVER], "condition": CONDITION})
+    spelled = {"confined_members": [SERVER.replace("server@", "Server@")]}
+    desired = desired_policy(policy, [entry() | spelled])
+    assert desired["bindings"] == bindings(("roles/a", [SERVER, "user:x@y.z"]), ("roles/b", ["user:x@y.z"]))["bindings"]
+    nothing = desired_policy(policy, [{"resource": {"kind": "project"}, **spelled}])
+    assert nothing["bindings"] == bindings(("roles/a", ["user:x@y.z"]), ("roles/b", ["user:x@y.z"]))["bindings"]
+
+
 def test_no_exclusive_members_take_the_role_away():
     desired = desired_policy(bindings(("roles/a", ["user:x@y.z"])), [entry(members=[], mode="exclusive")])
     assert desired["bindings"] == []
