@@ -350,6 +350,7 @@ def test_a_restart_waits_for_requests_while_a_load_balancer_is_told_to_send_no_m
     assert head(host, f"{URL}/health")[0] == 200
     host.check_output("touch /etc/systemd/system/nginx.service.d/hardening.conf")
     host.check_output(f"({upload}; echo $? >/tmp/upload.code) >/dev/null 2>&1 &")
+    assert "keepalive_timeout 620s;" not in host.file("/etc/nginx/nginx.conf").content_string
     process = begin(nginx_drain_seconds=1)
     deadline = time.monotonic() + 120
     while head(host, f"{URL}/health")[0] != 503:
@@ -365,6 +366,7 @@ def test_a_restart_waits_for_requests_while_a_load_balancer_is_told_to_send_no_m
     assert host.check_output("cat /tmp/upload.code") == "0"
     assert host.check_output("cat /var/lib/nginx/nginx.pid") != before
     assert head(host, f"{URL}/health")[0] == 200
+    assert "keepalive_timeout 620s;" in host.file("/etc/nginx/nginx.conf").content_string
 
 
 def test_the_service_is_confined(host: Host) -> None:
