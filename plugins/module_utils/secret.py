@@ -46,12 +46,11 @@ def read_version(cloud: Session, name: str, number: str) -> str:
 
 
 def list_versions(cloud: Session, name: str) -> list[tuple[str, str]]:
-    """Return number and state of each version that was not destroyed, newest first."""
+    """Return number and state of each version, newest first."""
     parent = f"projects/{cloud.project}/secrets/{name}"
     pages = cloud.pages(_versions("list"), {"+parent": parent}, f"Listing the versions of secret {name}")
     listed = [one for page in pages for one in page.get("versions", [])]
-    found = [(one["name"].rsplit("/", 1)[-1], str(one.get("state"))) for one in listed]
-    return [one for one in found if one[1] != "DESTROYED"]
+    return [(one["name"].rsplit("/", 1)[-1], str(one.get("state"))) for one in listed]
 
 
 def _versions(name: str) -> Method:
@@ -131,14 +130,20 @@ class Secret:
         return "".join(random_source.choice(alphabet) for _ in range(self.generate.get("length", 2 * LEAST)))
 
     def _latest(self) -> str | None:
-        """Return the number of the latest version, None where there is none; CloudError when it is disabled."""
-        number, state = next(iter(list_versions(self.cloud, self.name)), ("", ""))
-        if state == "DISABLED":
+        """Return the number of the latest version, None where none is left; CloudError when nobody can read it.
+
+        Who asks Google for the latest version gets no older one.
+        """
+        listed = list_versions(self.cloud, self.name)
+        if all(state == "DESTROYED" for _, state in listed):
+            return None
+        number, state = listed[0]
+        if state != "ENABLED":
             raise CloudError(
-                f"secret {self.name}: its latest version {number} is disabled; enable or destroy it",
-                "docs/failures.md#a-secrets-latest-version-is-disabled",
+                f"secret {self.name}: its latest version {number} is {state.lower()}; enable it, or add another",
+                "docs/failures.md#a-secrets-latest-version-cannot-be-read",
             )
-        return number or None
+        return number
 
     def _version_difference(self) -> list[Difference]:
         number = self._latest()

@@ -97,11 +97,13 @@ def test_check_mode_predicts_and_writes_nothing(checking, google, versions, exis
     assert versions == []
 
 
-def test_a_disabled_latest_version_is_not_replaced_in_silence(cloud, google, versions):
+@pytest.mark.parametrize("state", ["DISABLED", "DESTROYED"])
+def test_a_latest_version_that_nobody_can_read_is_not_replaced_in_silence(cloud, google, versions, state):
     google.store[SECRET] = {}
-    versions.append("DISABLED")
-    with pytest.raises(PartialError, match="secret a: its latest version 1 is disabled"):
+    versions += ["value", state]
+    with pytest.raises(PartialError, match=f"secret a: its latest version 2 is {state.lower()}"):
         ensure_secrets(cloud, [GENERATED])
+    assert google.written() == []
 
 
 def test_labels_are_kept_up(cloud, google, versions):
