@@ -90,7 +90,7 @@ def test_testssl_grades_it_a_plus(host: Host, once: None) -> None:
         options = "--quiet --nodns=min --ip=127.0.0.1 --add-ca=/etc/test-certificate/ca.pem --overwrite"
         host.run(f"testssl {options} --jsonfile=/tmp/testssl.json {URL}")
     finally:
-        host.check_output("rm -r /etc/test-certificate; systemctl reload nginx")
+        host.check_output("rm -r /etc/test-certificate /etc/nginx/tls/accepted.*; systemctl reload nginx")
     found = {one["id"]: one for one in json.loads(host.file("/tmp/testssl.json").content_string)}
     assert found["overall_grade"]["finding"] == "A+", [
         one for one in found.values() if one["severity"] not in ("OK", "INFO")
@@ -390,16 +390,30 @@ def test_rotated_logs_are_followed(host: Host) -> None:
     assert last_logged(host)["uri"] == "/after-rotation"
 
 
-def test_a_real_certificate_is_taken_up_by_a_reload(host: Host) -> None:
-    assert "CN = bootstrap" in handshake(host, "") or "CN=bootstrap" in handshake(host, "")
-    host.check_output(
-        "mkdir -p /etc/test-certificate && cd /etc/test-certificate && openssl req -x509 -newkey ec -nodes -days 2"
-        " -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=real -keyout privkey.pem -out fullchain.pem"
-    )
+MAKE_CERTIFICATE = """
+mkdir -p /etc/test-certificate && cd /etc/test-certificate
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+  -keyout privkey.pem -out fullchain.pem -subj /CN=%s -addext subjectAltName=DNS:%s
+"""
+
+
+def test_a_real_certificate_is_taken_up_and_a_wrong_one_is_not_by_a_restart_either(host: Host) -> None:
+    def subject(action: str) -> str:
+        host.check_output(f"systemctl {action} nginx && sleep 1")
+        (found,) = re.findall(r"^subject=CN ?= ?(\S+)", handshake(host, ""), re.MULTILINE)
+        return str(found)
+
+    assert subject("reload") == "bootstrap"
     try:
-        host.check_output("nginx -t && systemctl reload nginx")
-        time.sleep(1)
-        subject = handshake(host, "")
+        host.check_output(MAKE_CERTIFICATE, "real", "mlflow.test")
+        assert subject("reload") == "real"
+        host.check_output(MAKE_CERTIFICATE, "another", "other.test")
+        assert subject("restart") == "real"
+        host.check_output(MAKE_CERTIFICATE, "keyless", "mlflow.test")
+        host.check_output("openssl genpkey -algorithm ed25519 -out /etc/test-certificate/privkey.pem")
+        assert subject("restart") == "real"
+        assert "is not taken" in host.check_output("journalctl --unit=nginx --output=cat --no-pager --lines=20")
+        host.check_output(MAKE_CERTIFICATE, "mended", "mlflow.test")
+        assert subject("reload") == "mended"
     finally:
-        host.check_output("rm -r /etc/test-certificate; systemctl reload nginx")
-    assert "CN = real" in subject or "CN=real" in subject
+        host.check_output("rm -r /etc/test-certificate /etc/nginx/tls/accepted.*; systemctl reload nginx")
