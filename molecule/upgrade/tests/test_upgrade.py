@@ -133,9 +133,15 @@ def test_a_change_of_settings_fails_no_request(host: Host, converge, clients) ->
     assert now != before
     assert running(host) == [now]
     assert host.check_output("readlink /etc/mlflow/previous") == f"generations/{before}"
-    # Two are kept, and what they run.
+    # Two are kept, and what they run; and the release before, for pages that are open or come from another server.
     assert len(host.check_output("ls /etc/mlflow/generations").split()) == 2
-    assert len(host.check_output("ls /opt/mlflow/releases").split()) == 1
+    assert len(host.check_output("ls /opt/mlflow/releases").split()) == 2
+    script = host.check_output("cd /opt/mlflow/releases/3.16.1-*/static && ls static/js/main.*.js")
+    address = f"--resolve mlflow.test:443:127.0.0.1 https://mlflow.test/static-files/{script}"
+    assert (
+        host.check_output(f"curl --insecure --silent --output /dev/null --write-out '%{{http_code}}' {address}")
+        == "200"
+    )
 
 
 def test_rollback_is_live_within_a_minute(host: Host, begin, clients) -> None:

@@ -27,7 +27,9 @@ CONFIG = pathlib.Path("/etc/mlflow")
 GENERATIONS = CONFIG / "generations"
 LIVE = CONFIG / "live"
 PREVIOUS = CONFIG / "previous"
-# A release that another server serves already, whose files NGINX gives here too.
+# The release before the live one, and one that another server serves already: pages of either may be open in browsers
+# or come from another server, and NGINX gives their files here too.
+EARLIER = CONFIG / "earlier"
 NEXT = CONFIG / "next"
 RUNTIME = pathlib.Path("/run/mlflow")
 RELEASES = pathlib.Path("/opt/mlflow/releases")
@@ -96,9 +98,26 @@ def drain(generation: str, seconds: float) -> int:
     return 0
 
 
+def release(generation: str) -> pathlib.Path:
+    """Directory of the release that a generation runs."""
+    return (GENERATIONS / generation / "release").resolve()
+
+
+def earlier(before: str, generation: str) -> pathlib.Path:
+    """Directory of the release before the one that a generation runs, which takes another's place."""
+    if (GENERATIONS / generation).is_dir():
+        is_other = release(before) != release(generation)
+    else:
+        # Not written, as this only says what would be done: its name has the version.
+        is_other = before.rpartition("-")[0] != generation.rpartition("-")[0]
+    return release(before) if is_other else EARLIER.resolve()
+
+
 def commit(generation: str) -> None:
     """Makes the generation the one that a boot starts, and the one that was it the one to go back to."""
     if pointed(ALIAS) not in ("", generation):
+        if (kept := earlier(pointed(ALIAS), generation)) != EARLIER.resolve():
+            point(EARLIER, str(kept))
         point(PREVIOUS, f"generations/{pointed(ALIAS)}")
     point(ALIAS, f"{generation}.service")
     systemctl("daemon-reload")
@@ -142,9 +161,9 @@ def start(generation: str, verb: str) -> None:
         sys.exit(f"{generation} did not start; {state}. Its last words:\n{said}{more}")
 
 
-def forgettable(keep: set[str]) -> list[pathlib.Path]:
-    """Generations that are not to be kept with their units, and releases that no kept one runs."""
-    releases = {(GENERATIONS / name / "release").resolve().name for name in keep} | {NEXT.resolve().name}
+def forgettable(keep: set[str], *releases_kept: pathlib.Path) -> list[pathlib.Path]:
+    """Generations that are not to be kept with their units, and releases that neither are nor run by a kept one."""
+    releases = {path.name for path in [*map(release, keep), *releases_kept]}
     generations = [path for path in GENERATIONS.iterdir() if path.name not in keep]
     units = [path for path in UNITS.glob("mlflow-*.service") if path.stem in {path.name for path in generations}]
     return sorted([*units, *generations, *(path for path in RELEASES.iterdir() if path.name not in releases)])
@@ -160,7 +179,7 @@ def remove(path: pathlib.Path) -> None:
 
 def switch(generation: str, drain_seconds: float, pretend: bool) -> None:
     """Takes every step that is still to be taken, and says each; only says it where `pretend`."""
-    before, previous = pointed(ALIAS), pointed(PREVIOUS)
+    before, previous, release_before = pointed(ALIAS), pointed(PREVIOUS), EARLIER.resolve()
     if not before and not pretend:
         # systemd may know mlflow.service as a name without a unit; a running unit that takes it over loses its state.
         commit(generation)
@@ -171,6 +190,7 @@ def switch(generation: str, drain_seconds: float, pretend: bool) -> None:
             start(generation, "restart" if active else "start")
     if before != generation:
         previous = before
+        release_before = earlier(before, generation) if before else release_before
         print(f"switch from {before or 'nothing'} to {generation}", flush=True)
         if not pretend:
             commit(generation)
@@ -185,7 +205,7 @@ def switch(generation: str, drain_seconds: float, pretend: bool) -> None:
         if left := drain(old, drain_seconds):
             print(f"cut {left} request(s) of {old}: not done after {drain_seconds:.0f} s", flush=True)
         systemctl("stop", old)
-    for path in forgettable({generation, previous} - {""}):
+    for path in forgettable({generation, previous} - {""}, release_before, NEXT.resolve()):
         print(f"remove {path}", flush=True)
         if not pretend:
             remove(path)
