@@ -3,6 +3,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -66,6 +67,24 @@ def call(
         command += f"--request {method} "
     answer, _, status = host.check_output(f"{command} 'http://mlflow.test{path}'").rpartition("\n")
     return int(status), json.loads(answer) if answer.startswith("{") else answer
+
+
+def test_metrics_of_all_workers_are_told_on_this_machine_alone(host: Host) -> None:
+    def counted() -> float:
+        status, metrics = call(host, "/metrics", login="")
+        assert status == 200
+        lines = re.findall(r'^mlflow_http_request_total\{method="GET",status="200"\} (\S+)$', metrics, re.MULTILINE)
+        return sum(map(float, lines))
+
+    before = counted()
+    for _ in range(10):
+        assert call(host, "/api/2.0/mlflow/experiments/search?max_results=1")[0] == 200
+    assert counted() >= before + 10
+    # As NGINX passes a request on from elsewhere.
+    asked = (
+        f"curl --silent --unix-socket {LIVE} --output /dev/null --write-out '%{{http_code}}' http://mlflow.test/metrics"
+    )
+    assert host.check_output(f"{asked} --header 'X-Real-IP: 192.0.2.1'") == "401"
 
 
 def wait_until_ready(host: Host) -> None:

@@ -173,11 +173,15 @@ def test_mlflow_learns_who_calls_and_callers_cannot_lie(host: Host) -> None:
     [
         "/ajax-api/3.0/mlflow/assistant/sessions",
         "/api/3.0/mlflow/assistant",
+        "/ajax-api/3.0/mlflow/gateway/secrets/create",
+        "/ajax-api/2.0/mlflow/gateway-proxy",
+        "/gateway/x/mlflow/invocations",
+        "/x/..//gateway/openai/v1/models",
         "/ajax-api/3.0//mlflow/%61ssistant/x",
         "/x/../ajax-api/3.0/mlflow/assistant/x",
     ],
 )
-def test_the_assistant_is_closed(host: Host, path: str) -> None:
+def test_assistant_and_gateway_are_closed(host: Host, path: str) -> None:
     assert head(host, URL + path, "--path-as-is")[0] == 403
 
 
@@ -289,6 +293,14 @@ def test_what_nginx_answers_itself_has_an_id_too(host: Host, url: str) -> None:
 def test_the_state_is_told_on_loopback_only(host: Host) -> None:
     assert "Active connections" in host.check_output("curl --silent http://127.0.0.1:8090/nginx_status")
     assert host.run(f"curl --silent http://{host.interface('eth0').addresses[0]}:8090/nginx_status").rc == 7
+
+
+def test_metrics_are_asked_for_on_loopback_without_a_callers_address(host: Host) -> None:
+    asked = json.loads(host.check_output("curl --silent --header 'X-Real-IP: ' http://127.0.0.1:8090/metrics"))
+    assert asked["path"] == "/metrics"
+    assert "X-Real-IP" not in asked["headers"]
+    from_elsewhere = body(host, f"{URL}/metrics", "--header 'X-Real-IP;'")
+    assert from_elsewhere["headers"]["X-Real-IP"]
 
 
 def test_a_killed_nginx_comes_back(host: Host) -> None:

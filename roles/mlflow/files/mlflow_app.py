@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import flask
+import prometheus_client.multiprocess
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.server import auth
@@ -58,19 +59,30 @@ class RequestId:
 
 
 class Alive:
-    """Answers /health from the event loop itself: Flask's few threads may all be held by long uploads."""
+    """Answers /health from the event loop itself: Flask's few threads may all be held by long uploads.
+
+    And /metrics, of all of the server's processes, without a login to who asks on this machine: of a request from
+    elsewhere NGINX says where it is from.
+    """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Callable[[], Any], send: Send) -> None:
         """Serve one request, or whatever else ASGI calls an app for."""
-        if scope["type"] != "http" or scope["path"] != "/health":
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path == "/health":
+            kind, content = b"text/html; charset=utf-8", b"OK"
+        elif path == "/metrics" and b"x-real-ip" not in dict(scope["headers"]):
+            registry = prometheus_client.CollectorRegistry()
+            prometheus_client.multiprocess.MultiProcessCollector(registry)
+            kind, content = prometheus_client.CONTENT_TYPE_LATEST.encode(), prometheus_client.generate_latest(registry)
+        else:
             await self.app(scope, receive, send)
             return
-        headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-length", b"2")]
+        headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"OK"})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
 
 
 class Guesses:

@@ -16,7 +16,6 @@ import os
 import pathlib
 import socket
 import sys
-import tempfile
 import threading
 import time
 
@@ -197,7 +196,7 @@ def give_database_password(password: str) -> None:
     """Puts the password where the drivers look: PostgreSQL's in a variable, PyMySQL in the file its URI names."""
     os.environ["PGPASSWORD"] = password
     # Of this unit alone (PrivateTmp).
-    options = pathlib.Path(tempfile.gettempdir(), "my.cnf")
+    options = pathlib.Path("/tmp/my.cnf")  # noqa: S108
     options.touch(mode=0o600)
     options.write_text(f'[client]\npassword = "{password}"\n')
 
@@ -246,8 +245,10 @@ def serve(schemas: list[Schema]) -> None:
     ensure_readable(schemas[0].uri)
     # NGINX writes the access log.
     own = pathlib.Path(__file__).parent
+    # Of this start alone: systemd makes the directory anew.
+    options = ["--expose-prometheus", str(path.with_name("metrics"))]
     uvicorn = f"--uds {path} --no-access-log --timeout-graceful-shutdown 30 --app-dir {own}"
-    options = ["--app-name", "basic-auth", "--workers", os.environ["MLFLOW_WORKERS"], "--uvicorn-opts", uvicorn]
+    options += ["--app-name", "basic-auth", "--workers", os.environ["MLFLOW_WORKERS"], "--uvicorn-opts", uvicorn]
 
     from mlflow.cli import cli
 
