@@ -152,14 +152,16 @@ def _use(url: str, name: str, admin: tuple[str, str], undo: list[tuple[str, Call
         undo.append((f"run {run_id}", lambda: client.delete_run(run_id)))
         metrics = [Metric(key, value, timestamp=0, step=0) for key, value in METRICS.items()]
         client.log_batch(run_id, metrics=metrics, params=[Param(*item) for item in PARAMETERS.items()])
+    # Through the server, also where a client would go to the bucket with credentials of its own.
+    artifacts = get_artifact_repository(f"mlflow-artifacts:/{experiment_id}/{run_id}/artifacts")
     content = secrets.token_bytes(ARTIFACT_BYTES)
     with tempfile.TemporaryDirectory(prefix="mlflow-verify-") as directory:
         with step("Upload an artifact"):
-            undo.append((f"artifacts {artifact_uri}", get_artifact_repository(artifact_uri).delete_artifacts))
+            undo.append((f"artifacts {artifact_uri}", artifacts.delete_artifacts))
             Path(directory, "check.bin").write_bytes(content)
-            client.log_artifact(run_id, f"{directory}/check.bin", "model")
+            artifacts.log_artifact(f"{directory}/check.bin", "model")
         with step("Read the artifact back"):
-            back = Path(client.download_artifacts(run_id, "model/check.bin", tempfile.mkdtemp(dir=directory)))
+            back = Path(artifacts.download_artifacts("model/check.bin", tempfile.mkdtemp(dir=directory)))
             if back.read_bytes() != content:
                 raise SmokeTestError("Read the artifact back", "mlflow", "its bytes are not those that were uploaded")
     with step("Register a model version"):

@@ -21,7 +21,8 @@ LOWEST_MLFLOW_VERSION = (3, 17, 0)
 LOWEST_POSTGRES_VERSION = 17
 MYSQL_VERSION = "MYSQL_8_4"
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
-PROFILES = ("small", "medium", "large")
+PROFILES = ("small", "medium", "large", "custom")
+ARTIFACT_ACCESSES = ("server", "direct")
 SQL_LOGINS = ("iam", "password")
 AUTHENTICATIONS = ("basic", "iap")
 LOG_DESTINATIONS = ("bucket", "dataset")
@@ -30,6 +31,8 @@ WHOLE_NUMBERS = {
     "platform_disk_size_gib": (20, 65536, 50),
     "platform_mlflow_workers": (1, 64, 2),
     "platform_sql_pool_size": (2, 100, 5),
+    "platform_sql_connections": (25, 262143, 100),
+    "platform_request_timeout_seconds": (60, 86400, 3600),
 }
 
 # What provisioning needs and only a project can give, by the predefined role that has it:
@@ -335,25 +338,39 @@ def _check_reach(checker: _Checker) -> None:
     )
     checker.networks("platform_https_source_ranges")
     checker.networks("platform_http_source_ranges")
-    operators = checker.variables.get("platform_operators")
-    if not isinstance(operators, list) or not all(_MEMBER.fullmatch(str(member)) for member in operators):
-        checker.add(
-            "platform_operators",
-            "not a list of members",
-            "write members such as [user:ann@example.com, group:ops@example.com]",
-        )
+    for variable in ("platform_operators", "platform_artifact_users"):
+        members = checker.variables.get(variable)
+        if not isinstance(members, list) or not all(_MEMBER.fullmatch(str(member)) for member in members):
+            fix = "write members such as [user:ann@example.com, group:ops@example.com]"
+            checker.add(variable, "not a list of members", fix)
+    checker.one_of("platform_artifact_access", ARTIFACT_ACCESSES)
+    users = checker.variables.get("platform_artifact_users")
+    is_direct = checker.variables.get("platform_artifact_access") == "direct"
+    if is_direct and users == []:
+        problem = "nobody, and platform_artifact_access is direct: clients could neither write nor read artifacts"
+        checker.add("platform_artifact_users", problem, "name those whose clients do, such as [group:ml@example.com]")
+    elif users and not is_direct:
+        problem = "given, and artifacts go through the server, which needs nobody's rights on the bucket but its own"
+        checker.add("platform_artifact_users", problem, "write platform_artifact_access: direct, or leave it out")
 
 
 def _check_machines(checker: _Checker) -> None:
     variables = checker.variables
     checker.one_of("platform_profile", PROFILES)
+    for variable, usual in (("platform_machine_type", "e2-standard-2"), ("platform_sql_tier", "db-custom-1-3840")):
+        if not variables.get(variable):
+            checker.add(variable, "empty; platform_profile custom sets none", f"write one, such as {usual}")
     checker.one_of("platform_vm_image_family", VM_IMAGE_FAMILIES)
     checker.one_of("platform_sql_login", SQL_LOGINS)
     checker.one_of("platform_log_destination", LOG_DESTINATIONS)
     if variables.get("platform_log_destination") == "dataset":
         rule = "not a dataset name: letters, digits and underscores"
         checker.matches("platform_log_store", _DATASET, rule, "write platform_log_store, such as mlflow_logs")
-    for variable in ("platform_deletion_protection_enabled", "platform_sql_private_service_connect_enabled"):
+    for variable in (
+        "platform_deletion_protection_enabled",
+        "platform_gateway_enabled",
+        "platform_sql_private_service_connect_enabled",
+    ):
         if not isinstance(variables.get(variable), bool):
             checker.add(variable, "not a boolean", "write true or false, without quotes")
     # They come from the command line, where everything is text.
@@ -369,10 +386,10 @@ def _check_machines(checker: _Checker) -> None:
             "the set is what is tried, and platform_upgrade_backup_enabled is false",
             "leave out one of them",
         )
-    for variable, (low, high, usual) in WHOLE_NUMBERS.items():
+    for variable, (low, high, usual_number) in WHOLE_NUMBERS.items():
         number = variables.get(variable)
         if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-            checker.add(variable, f"not a whole number from {low} to {high}", f"write one, such as {usual}")
+            checker.add(variable, f"not a whole number from {low} to {high}", f"write one, such as {usual_number}")
     subnetwork = variables.get("platform_subnetwork_cidr")
     try:
         network = ipaddress.IPv4Network(subnetwork)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import pathlib
+import random
 import re
 import subprocess
 import sys
@@ -105,6 +108,130 @@ def test_verify_in_check_mode_asks_nothing_of_the_server(deployment: Any, play: 
         on_server(deployment, "systemctl", "start", "nginx")
     assert run.code == 0, run.output
     assert run.changed == 0
+
+
+# Memory of MLflow's and NGINX's processes in KiB: now (VmRSS), or at the most since then (VmHWM).
+MEMORY = """
+import pathlib, subprocess, sys
+for pid in subprocess.check_output(["pgrep", "-u", "mlflow,www-data"], text=True).split():
+    process = pathlib.Path("/proc", pid)
+    fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    print(pid, fields[sys.argv[1]].split()[0])
+    if sys.argv[1] == "VmRSS":
+        (process / "clear_refs").write_text("5")
+"""
+
+
+def memory(deployment: Any, field: str) -> dict[str, int]:
+    said = on_server(deployment, "python3", "-c", MEMORY, field)
+    return {pid: int(size) for pid, size in (line.split() for line in said.splitlines())}
+
+
+def test_an_artifact_passes_through_the_server_without_being_in_memory(
+    deployment: Any, tracking: Callable[..., requests.Response]
+) -> None:
+    mebibytes, piece = 1024, random.Random(1).randbytes(2**20)
+    experiment = tracking("POST", "experiments/create", json={"name": "large"}).json()["experiment_id"]
+    run = tracking("POST", "runs/create", json={"experiment_id": experiment}).json()["run"]["info"]["run_id"]
+    path = f"../mlflow-artifacts/artifacts/{experiment}/{run}/artifacts/large"
+    sent, received = hashlib.sha256(), hashlib.sha256()
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(mebibytes):
+            content = number.to_bytes(4) + piece[4:]
+            sent.update(content)
+            yield content
+
+    before = memory(deployment, "VmRSS")
+    tracking("PUT", path, data=pieces()).raise_for_status()
+    with tracking("GET", path, stream=True) as answer:
+        answer.raise_for_status()
+        for content in answer.iter_content(2**20):
+            received.update(content)
+    after = memory(deployment, "VmHWM")
+
+    assert received.digest() == sent.digest()
+    grown = {pid: after[pid] - size for pid, size in before.items() if pid in after}
+    assert len(grown) > 3
+    assert max(grown.values()) < 64 * 1024, grown
+    assert sum(grown.values()) < 128 * 1024, grown
+    tracking("POST", "experiments/delete", json={"experiment_id": experiment}).raise_for_status()
+
+
+# A client with the credentials of its own.
+TRAIN = """
+import mlflow, pathlib
+mlflow.set_experiment("direct")
+with mlflow.start_run() as run:
+    mlflow.log_text("content", "a/b.txt")
+print(run.info.artifact_uri, mlflow.artifacts.load_text(run.info.artifact_uri + "/a/b.txt"))
+"""
+
+
+def proxied(deployment: Any) -> int:
+    """Return how many requests for artifacts NGINX has logged."""
+    return on_server(deployment, "cat", "/var/log/nginx/access.log").count("mlflow-artifacts/artifacts")
+
+
+@pytest.mark.long
+def test_artifacts_travel_between_client_and_bucket_where_that_is_wanted(
+    deployment: Any,
+    cloud: Any,
+    play: Callable[..., Any],
+    tracking: Callable[..., requests.Response],
+    tmp_path: pathlib.Path,
+) -> None:
+    accounts = "https://iam.googleapis.com/v1/projects/demo-project/serviceAccounts"
+    email = "trainer@demo-project.iam.gserviceaccount.com"
+    made = cloud.call("POST", accounts, {"accountId": "trainer"})
+    assert made.status_code in (200, 409), made.text
+    key = cloud.call("POST", f"{accounts}/{email}/keys", {})
+    key.raise_for_status()
+    credentials = tmp_path / "key.json"
+    credentials.write_bytes(base64.b64decode(key.json()["privateKeyData"]))
+    environment = {
+        **deployment.environment,
+        "GOOGLE_APPLICATION_CREDENTIALS": str(credentials),
+        "MLFLOW_TRACKING_URI": deployment.url,
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": deployment.admin_password,
+    }
+
+    def train() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", TRAIN]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    user = (
+        "-e",
+        "platform_artifact_access=direct",
+        "-e",
+        json.dumps({"platform_artifact_users": [f"serviceAccount:{email}"]}),
+    )
+    served = play("playbooks/configure.yml", "--tags", "mlflow", *user)
+    assert served.code == 0, served.output
+    refused = train()
+    assert refused.returncode != 0
+    assert "403" in refused.stderr
+    granted = play("playbooks/provision.yml", "--tags", "gcp_bucket", *user)
+    assert (granted.code, granted.changed) == (0, 1), granted.output
+
+    logged = proxied(deployment)
+    done = train()
+
+    assert done.returncode == 0, done.stderr
+    assert proxied(deployment) == logged
+    address, content = done.stdout.split()[-2:]
+    assert address.startswith(f"gs://{BUCKET}/")
+    assert content == "content"
+    listed = tracking("GET", "artifacts/list", params={"run_id": address.split("/")[-2], "path": "a"}).json()
+    assert [one["path"] for one in listed["files"]] == ["a/b.txt"]
+    # Those that are there go on as they were made, through the server.
+    test_the_example_trains_a_model_that_lands_in_the_bucket_and_predicts(deployment)
+    assert proxied(deployment) > logged
+
+    assert play("playbooks/configure.yml", "--tags", "mlflow").code == 0
+    tracking("POST", "experiments/delete", json={"experiment_id": address.split("/")[3]}).raise_for_status()
+    cloud.call("DELETE", f"{accounts}/{email}").raise_for_status()
 
 
 def test_a_folder_is_imported_once(

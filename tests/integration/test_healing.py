@@ -210,10 +210,13 @@ EOF""")
 
 
 def temporary_files_full(place: Place) -> None:
-    # The one disk of the emulated server that can be filled without filling this machine's.
-    place.shell("mount -o remount,size=32m /tmp; head --bytes=32M /dev/zero > /tmp/full || true")
+    # A disk of their own, in MLflow's eyes alone, that can be filled without filling this machine's.
+    inside = "nsenter --mount --target $(systemctl show --property=MainPID --value mlflow)"
+    place.shell(
+        f"{inside} mount -t tmpfs -o size=4k,mode=1777 full /var/tmp; {inside} sh -c 'yes >/var/tmp/full' || true"
+    )
     time.sleep(AWAY_SECONDS)
-    place.shell("rm /tmp/full; mount -o remount,size=50% /tmp")
+    place.shell(f"{inside} umount /var/tmp")
 
 
 def certificate_expired(place: Place) -> None:
@@ -259,7 +262,7 @@ LONG_FAULTS: dict[str, Callable[[Place], Any]] = {
     f"the bucket answers 503 for {AWAY_SECONDS} s": bucket_unavailable,
     f"the metadata server answers 503 for {AWAY_SECONDS} s at boot": metadata_unavailable_at_boot,
     "memory runs out, and the kernel ends a process of MLflow": memory_runs_out,
-    f"/tmp is full for {AWAY_SECONDS} s": temporary_files_full,
+    f"/var/tmp is full for {AWAY_SECONDS} s": temporary_files_full,
     f"the certificate has expired, and certbot.timer comes after {AWAY_SECONDS} s": certificate_expired,
 }
 # Nobody may notice these.

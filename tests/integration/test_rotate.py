@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import pathlib
 import secrets
 import subprocess
@@ -129,6 +130,20 @@ def unread(keys: dict[str, str]) -> tuple[list[str], int]:
     return failed, len(webhooks) + len(gateway) - len(failed)
 
 
+def past_nginx(deployment: Any, path: str, body: Any) -> None:
+    """Ask MLflow as the administrator on its own socket, where what NGINX closes is open."""
+    command = ["docker", "exec", "--interactive", deployment.server, "curl", "--fail", "--silent", "--config", "-"]
+    said = {
+        "unix-socket": "/run/mlflow/live.sock",
+        "url": f"http://localhost{path}",
+        "user": f"admin:{deployment.admin_password}",
+        "header": "Content-Type: application/json",
+        "data": json.dumps(body),
+    }
+    config = "".join(f"{option} = {json.dumps(value)}\n" for option, value in said.items())
+    subprocess.run(command, input=config, capture_output=True, text=True, timeout=60, check=True)
+
+
 def log_in(deployment: Any, password: str) -> int:
     response = requests.get(
         f"{deployment.url}/api/2.0/mlflow/experiments/search?max_results=1",
@@ -166,7 +181,7 @@ def test_passwords_and_keys_are_replaced_under_load(
     numbers = {name: states(cloud, name)[0][0] for name in SECRETS}
     kept = tracking("POST", "webhooks", json={**WEBHOOK, "secret": "signs-before"}).json()["webhook"]["webhook_id"]
     gateway = {"secret_name": NAME, "secret_value": {"api_key": NAME}, "provider": "openai"}
-    tracking("POST", "../../3.0/mlflow/gateway/secrets/create", json=gateway).raise_for_status()
+    past_nginx(deployment, "/api/3.0/mlflow/gateway/secrets/create", gateway)
     assert unread(old)[0] == []
 
     with at_work(deployment, tracking) as clients:

@@ -33,6 +33,13 @@ GOOD: dict[str, Any] = {
     "platform_operators": ["group:ops@example.com"],
     "platform_kms_key": KEY,
     "platform_profile": "small",
+    "platform_machine_type": "e2-standard-2",
+    "platform_sql_tier": "db-custom-1-3840",
+    "platform_sql_connections": 100,
+    "platform_request_timeout_seconds": 3600,
+    "platform_artifact_access": "server",
+    "platform_gateway_enabled": False,
+    "platform_artifact_users": [],
     "platform_vm_image_family": "debian-12",
     "platform_sql_login": "iam",
     "platform_sql_private_service_connect_enabled": False,
@@ -119,6 +126,16 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_kms_key", f"{KEY}/cryptoKeyVersions/1"),
         ("platform_kms_key", KEY.replace("europe-west1", "europe")),
         ("platform_profile", "huge"),
+        # As profile custom leaves them.
+        ("platform_machine_type", ""),
+        ("platform_sql_tier", ""),
+        ("platform_sql_connections", 0),
+        ("platform_request_timeout_seconds", 30),
+        ("platform_artifact_access", "proxied"),
+        ("platform_gateway_enabled", "yes"),
+        ("platform_artifact_users", ["ann@example.com"]),
+        # Who would be named for nothing.
+        ("platform_artifact_users", ["user:ann@example.com"]),
         ("platform_vm_image_family", "debian-11"),
         ("platform_sql_login", "none"),
         ("platform_deletion_protection_enabled", "yes"),
@@ -159,6 +176,14 @@ def test_a_bad_value_is_named_with_its_fix(inventory_dir: Path, variable: str, v
     assert about[0].value == repr(value)
     assert about[0].problem
     assert str(inventory_dir) in about[0].fix
+
+
+def test_artifacts_that_travel_directly_need_somebody_who_may(inventory_dir: Path) -> None:
+    direct = {**GOOD, "platform_artifact_access": "direct"}
+    (found,) = preflight.check_inventory(direct, inventory_dir)
+    assert (found.variable, "nobody" in found.problem) == ("platform_artifact_users", True)
+    named = {**direct, "platform_artifact_users": ["group:ml@example.com"]}
+    assert preflight.check_inventory(named, inventory_dir) == []
 
 
 @pytest.mark.parametrize(
