@@ -95,11 +95,11 @@ def connect_to(path: str) -> None:
     vars(urllib3.util.connection)["create_connection"] = connect
 
 
-def run(url: str, username: str, password: str) -> dict[str, Any]:
+def run(url: str, admin: tuple[str, str] | None) -> dict[str, Any]:
     """Work as a new user on the server at `url`, and delete all of it, the user included.
 
-    `username` and `password` are the administrator's. Returns the names used: `experiment`, `run_id`,
-    `artifact_uri`, `model`. The process' environment holds the new user's login while it runs.
+    `admin` is the administrator's name and password; None where the server has no users. Returns the names used:
+    `experiment`, `run_id`, `artifact_uri`, `model`. The process' environment holds the new user's login while it runs.
     MLflow keeps the rows of a deleted run and experiment until `mlflow gc`.
     """
     name = f"verify-{secrets.token_hex(4)}"
@@ -107,7 +107,7 @@ def run(url: str, username: str, password: str) -> dict[str, Any]:
     failure: SmokeTestError | None = None
     result: dict[str, Any] = {}
     try:
-        result = _use(url, name, (username, password), undo)
+        result = _use(url, name, admin, undo)
     except SmokeTestError as error:
         failure = error
     left = []
@@ -124,15 +124,20 @@ def run(url: str, username: str, password: str) -> dict[str, Any]:
     return result
 
 
-def _use(url: str, name: str, admin: tuple[str, str], undo: list[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
+def _make_user(url: str, name: str, admin: tuple[str, str], undo: list[tuple[str, Callable[[], Any]]]) -> None:
     user_password = secrets.token_urlsafe(24)
     with step("Create a user as the administrator"):
         _ask("POST", url, "users/create", admin, {"username": name, "password": user_password})
         undo.append((f"user {name}", lambda: _ask("DELETE", url, "users/delete", admin, {"username": name})))
+    os.environ.update(MLFLOW_TRACKING_USERNAME=name, MLFLOW_TRACKING_PASSWORD=user_password)
 
+
+def _use(
+    url: str, name: str, admin: tuple[str, str] | None, undo: list[tuple[str, Callable[[], Any]]]
+) -> dict[str, Any]:
+    if admin:
+        _make_user(url, name, admin, undo)
     os.environ.update(
-        MLFLOW_TRACKING_USERNAME=name,
-        MLFLOW_TRACKING_PASSWORD=user_password,
         MLFLOW_HTTP_REQUEST_TIMEOUT=str(TIMEOUT_SECONDS),
         # The client's own seven tries take minutes before they say what is wrong.
         MLFLOW_HTTP_REQUEST_MAX_RETRIES="3",

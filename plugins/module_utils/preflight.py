@@ -6,6 +6,7 @@ environment or talks to the cloud: `preflight_cloud` has what it takes to ask th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
 import re
@@ -24,7 +25,10 @@ VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 PROFILES = ("small", "medium", "large", "custom")
 ARTIFACT_ACCESSES = ("server", "direct")
 SQL_LOGINS = ("iam", "password")
-AUTHENTICATIONS = ("basic", "iap")
+AUTHENTICATIONS = ("basic", "iap", "none")
+# Addresses that strangers do not have, and the widest range of others that may be somebody's own, by IP version.
+OWN_RANGES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+WIDEST_RANGES = {4: 16, 6: 48}
 LOG_DESTINATIONS = ("bucket", "dataset")
 # From, to, and what is usual.
 WHOLE_NUMBERS = {
@@ -491,6 +495,46 @@ def _check_authentication(checker: _Checker) -> None:
     elif audience:
         problem = "given, and users log in by passwords"
         checker.add("platform_iap_audience", problem, "write platform_mlflow_authentication: iap, or leave it out")
+    _check_unauthenticated(checker)
+
+
+def _check_unauthenticated(checker: _Checker) -> None:
+    """Refuse an MLflow without users that nobody acknowledged, or that everybody could reach."""
+    variables, variable = checker.variables, "platform_mlflow_unauthenticated_acknowledged"
+    acknowledged = variables.get(variable)
+    if not isinstance(acknowledged, bool):
+        checker.add(variable, "not a boolean", "write true or false, without quotes")
+    if variables.get("platform_mlflow_authentication") != "none":
+        if acknowledged is True:
+            checker.add(variable, "given, and users log in", "leave it out")
+        return
+    if acknowledged is False:
+        problem = "not given, and whoever reaches the server may read, change and delete all that is in it"
+        fix = "write true if that is what you want; or leave out platform_mlflow_authentication"
+        checker.add(variable, problem, fix)
+    if variables.get("platform_mlflow_users"):
+        problem = "given, and with platform_mlflow_authentication: none there are no users"
+        checker.add("platform_mlflow_users", problem, "leave it out")
+    if strange := _ranges_of_strangers(variables.get("platform_https_source_ranges")):
+        problem = f"with platform_mlflow_authentication: none it lets strangers in: {', '.join(strange)}"
+        fix = "write the ranges of your own networks, such as [10.0.0.0/8]; of public addresses none wider than /16"
+        checker.add("platform_https_source_ranges", problem, fix)
+
+
+def _ranges_of_strangers(ranges: Any) -> list[str]:
+    """Return which ranges have more public addresses than anybody has for themselves, neighbours taken together."""
+    networks: dict[int, list[Any]] = {4: [], 6: []}
+    for one in ranges if isinstance(ranges, list) else []:
+        with contextlib.suppress(ValueError):  # Which is said where ranges are checked.
+            network = ipaddress.ip_network(one)
+            networks[network.version].append(network)
+    return [
+        str(network)
+        for version, given in networks.items()
+        for network in ipaddress.collapse_addresses(given)
+        if network.prefixlen < WIDEST_RANGES[version]
+        and not any(own.version == version and network.subnet_of(own) for own in OWN_RANGES)
+    ]
 
 
 def _check_signed_in_users(checker: _Checker) -> None:
@@ -508,8 +552,9 @@ def _check_signed_in_users(checker: _Checker) -> None:
 def check_rotation(variables: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with `platform_rotate`; `platform_rotation` is its list, of `platform_rotation_choices`."""
     chosen, choices = variables["platform_rotation"], sorted(variables["platform_rotation_choices"])
-    if variables.get("platform_mlflow_authentication") == "iap":
-        problem = "with platform_mlflow_authentication: iap no password logs in over HTTPS, to prove what is replaced"
+    authentication = variables.get("platform_mlflow_authentication")
+    if authentication in ("iap", "none"):
+        problem = f"with platform_mlflow_authentication: {authentication} no password logs in over HTTPS, to prove it"
         fix = "add a version to the secret by hand, and run playbooks/configure.yml --tags server_secrets,mlflow"
         return [Problem("platform_rotate", _shown("platform_rotate", variables["platform_rotate"]), problem, fix)]
     unknown = [one for one in chosen if one not in choices]

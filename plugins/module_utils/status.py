@@ -57,7 +57,7 @@ class Deployment:
     sets_enabled: bool = True
     # The role that brings a new certificate to the server: certbot, or server_secrets where it is the operator's own.
     renewal_role: str = "certbot"
-    # How users log in: basic, or iap, where a load balancer is in front that has the certificate.
+    # How users log in: basic; iap, where a load balancer is in front that has the certificate; none.
     authentication: str = "basic"
 
     def play(self, playbook: str, options: str = "") -> str:
@@ -344,13 +344,16 @@ def door_rows(door: Facts, limits: Limits, deployment: Deployment) -> list[Row]:
     signing_in = deployment.authentication == "iap" and status == 302
     if signing_in and door["headers"].get("location", "").startswith("https://accounts.google.com/"):
         answer = Row("Components", "Front door", OK, f"{url} leads to Google's sign-in")
-    elif status == 401:
+    elif deployment.authentication == "none" and status == 200:
+        answer = Row("Components", "Front door", OK, f"{url} answers everybody, without a login")
+    elif status == 401 and deployment.authentication != "none":
         answer = Row("Components", "Front door", OK, f"{url} answers and asks for a login")
     elif status >= 500:
         mend = deployment.play("configure", "--tags mlflow,nginx")
         answer = Row("Components", "Front door", DOWN, f"{url} answers {status}", command=mend)
     else:
-        text = f"{url} answers {status} without a login, not 401"
+        expected = 200 if deployment.authentication == "none" else 401
+        text = f"{url} answers {status} without a login, not {expected}"
         answer = Row("Components", "Front door", DEGRADED, text, command=deployment.play("verify"))
     seen = door["certificate"]
     days = int(seen["days_left"])

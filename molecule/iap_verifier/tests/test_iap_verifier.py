@@ -353,6 +353,35 @@ def test_logs_say_why_and_hold_no_assertion(host: Host, google: Google) -> None:
 
 
 @pytest.mark.long
+def test_without_users_everybody_is_answered_and_users_come_back_as_they_were(
+    host: Host, google: Google, converge, walk
+) -> None:
+    before = users(host, google)
+    try:
+        done = converge(authentication="none")
+        assert done.returncode == 0, done.stdout
+        again = converge(authentication="none")
+        assert "changed=0" in again.stdout, again.stdout
+        for options in ("", "--user admin:wrong", "--header 'Authorization: Bearer x'"):
+            assert status(host, SEARCH, options=options) == 200
+        # Nobody can make a user who would be there later on.
+        user = """--header 'Content-Type: application/json' --data '{"username": "eve", "password": "long-enough-1"}'"""
+        assert status(host, "/api/2.0/mlflow/users/create", options=user) == 404
+        assert status(host, "/ajax-api/3.0/mlflow/assistant/config") == 403
+        # Whoever looks at another site does nothing here by it.
+        for origin, expected in {URL: 200, "https://evil.test": 403, "null": 403, "http://localhost": 403}.items():
+            assert status(host, SEARCH, options=f"--header 'Origin: {origin}'") == expected
+        assert host.run("/opt/mlflow/bin/mlflow-ready").rc == 0
+        paths, answered = walk("{}", "mlflow.test")
+        assert {path for path, status in answered if status == 403} == {one for one in paths if "/assistant" in one}
+    finally:
+        assert converge().returncode == 0
+    wait_for(lambda: status(host, SEARCH, google.sign(email="carol@example.com")) == 200)
+    assert users(host, google) == before
+    assert status(host, SEARCH) == 401
+
+
+@pytest.mark.long
 def test_back_to_passwords_and_to_assertions_again(host: Host, google: Google, converge) -> None:
     foretold = converge("--check", authentication="basic")
     assert foretold.returncode == 0, foretold.stdout

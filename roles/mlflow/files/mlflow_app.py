@@ -1,4 +1,4 @@
-"""MLflow with login: says at once that it is alive; its log lines begin with the id that NGINX gave to the request.
+"""MLflow as it is served: says at once that it is alive; its log lines begin with the id that NGINX gave to a request.
 
 Who guesses passwords is told to wait. Where NGINX knows who somebody is, `authenticate` takes its word.
 """
@@ -20,6 +20,7 @@ import prometheus_client.multiprocess
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.server import auth
+from mlflow.server.fastapi_app import create_fastapi_app
 from mlflow_keys import read_with_keys_before
 from werkzeug.datastructures import Authorization
 
@@ -199,3 +200,10 @@ def create_app() -> Alive:
     auth.store.authenticate_user = Guesses(auth.store.authenticate_user)  # type: ignore[method-assign]
     read_with_keys_before()
     return Alive(RequestId(Patience(auth.create_app())))
+
+
+def create_app_without_users() -> Alive:
+    """Return what uvicorn's workers serve where nobody logs in: no password that somebody brings is looked at."""
+    logging.setLogRecordFactory(log_record)
+    read_with_keys_before()
+    return Alive(RequestId(create_fastapi_app()))

@@ -5,8 +5,9 @@ there and what this release needs, `count` how many rows each table has; `migrat
 `reencrypt` encrypts with the keys of now what those before encrypted; `gc` removes for good what was deleted days ago.
 Run by the Python of the release.
 
-The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_WORKERS and MLflow's other settings,
-`$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting again cannot help.
+The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_AUTHENTICATION, MLFLOW_WORKERS and
+MLflow's other settings, `$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting
+again cannot help.
 """
 
 import argparse
@@ -41,6 +42,12 @@ SECRETS = {
     "flask-secret-key": "MLFLOW_FLASK_SERVER_SECRET_KEY",
     "webhook-secret-encryption-key": "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
     "crypto-kek-passphrase": "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+}
+# By how users log in.
+APPS = {
+    "basic": "mlflow_app:create_app",
+    "iap": "mlflow_app:create_app",
+    "none": "mlflow_app:create_app_without_users",
 }
 # There from before the first table of a schema until after its last migration, so nobody's data is beside it.
 UNFINISHED = sqlalchemy.Table(
@@ -253,7 +260,8 @@ def serve(schemas: list[Schema]) -> None:
     from mlflow.cli import cli
 
     # Only a package could name an app of its own, and only under basic-auth's name does MLflow prepare the login.
-    mlflow.server._find_app = lambda app_name: {"basic-auth": "mlflow_app:create_app"}[app_name]
+    app = APPS[os.environ["MLFLOW_AUTHENTICATION"]]
+    mlflow.server._find_app = lambda app_name: {"basic-auth": app}[app_name]
     cli.main(["server", "--serve-artifacts", *options], prog_name="mlflow")
 
 

@@ -49,7 +49,7 @@ def server(monkeypatch):
 )
 def test_a_refusal_names_the_component_and_the_next_command(server, status, component):
     with pytest.raises(SmokeTestError) as failed:
-        mlflow_smoke_test.run(server(status), "admin", "a password")
+        mlflow_smoke_test.run(server(status), ("admin", "a password"))
     assert failed.value.component == component
     assert failed.value.next_command == mlflow_smoke_test.NEXT_COMMANDS[component]
     assert str(status) in str(failed.value)
@@ -59,7 +59,7 @@ def test_a_refusal_names_the_component_and_the_next_command(server, status, comp
 def test_a_server_that_does_not_listen_is_nginx(server):
     nobody_there = server(200).replace("127.0.0.1", "127.0.0.2")
     with pytest.raises(SmokeTestError) as failed:
-        mlflow_smoke_test.run(nobody_there, "admin", "a password")
+        mlflow_smoke_test.run(nobody_there, ("admin", "a password"))
     assert failed.value.component == "nginx"
 
 
@@ -108,7 +108,7 @@ def test_what_was_made_is_deleted_in_reverse_even_after_a_failure(monkeypatch):
 
     monkeypatch.setattr(mlflow_smoke_test, "_use", use)
     with pytest.raises(SmokeTestError, match=r"^Upload an artifact: refused$"):
-        mlflow_smoke_test.run("https://x", "admin", "p")
+        mlflow_smoke_test.run("https://x", ("admin", "p"))
     assert deleted == ["run", "user"]
 
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_deleted_is_a_failure_and_stops_no_other_deletion(monkeyp
 
     monkeypatch.setattr(mlflow_smoke_test, "_use", use)
     with pytest.raises(SmokeTestError, match=r"^Delete run r: .*gone.*Left behind: run r$") as failed:
-        mlflow_smoke_test.run("https://x", "admin", "p")
+        mlflow_smoke_test.run("https://x", ("admin", "p"))
     assert failed.value.component == "nginx"
     assert deleted == ["user"]
 

@@ -64,6 +64,7 @@ GOOD: dict[str, Any] = {
     "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "EDIT"}]}],
     "platform_mlflow_authentication": "basic",
     "platform_iap_audience": "",
+    "platform_mlflow_unauthenticated_acknowledged": False,
     "platform_upgrade_confirmed_version": "",
     "platform_upgrade_backup_enabled": "false",
     "platform_upgrade_rehearsal_enabled": False,
@@ -206,9 +207,10 @@ def test_what_is_rotated_is_one_of_what_there_is(chosen: list[str], problem: str
     assert all("admin_password, certificate" in one.fix for one in found)
 
 
-def test_nothing_is_rotated_that_no_password_can_prove() -> None:
+@pytest.mark.parametrize("authentication", ["iap", "none"])
+def test_nothing_is_rotated_that_no_password_can_prove(authentication: str) -> None:
     variables = {
-        "platform_mlflow_authentication": "iap",
+        "platform_mlflow_authentication": authentication,
         "platform_rotate": "admin_password",
         "platform_rotation": ["admin_password"],
         "platform_rotation_choices": {"admin_password": "mlflow-admin-password"},
@@ -261,6 +263,56 @@ def test_all_that_is_wrong_with_signing_in_is_said_at_once(inventory_dir: Path) 
     wrong = {**BY_PROXY, "platform_iap_audience": "", "platform_mlflow_users": [{"name": "ann"}, {"name": "bob"}]}
     found = preflight.check_inventory({**GOOD, **wrong}, inventory_dir)
     assert len(found) == 3
+
+
+ACKNOWLEDGED = "platform_mlflow_unauthenticated_acknowledged"
+WITHOUT_USERS = {
+    "platform_mlflow_authentication": "none",
+    ACKNOWLEDGED: True,
+    "platform_mlflow_users": [],
+    "platform_https_source_ranges": ["10.0.0.0/8", "203.0.113.0/24", "198.51.0.0/16", "fd00::/8", "2001:db8::/48"],
+}
+
+
+def test_mlflow_may_be_without_users_in_a_network_of_ones_own(inventory_dir: Path) -> None:
+    assert preflight.check_inventory({**GOOD, **WITHOUT_USERS}, inventory_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "variable"),
+    [
+        ({ACKNOWLEDGED: True}, ACKNOWLEDGED),
+        ({**BY_PROXY, ACKNOWLEDGED: True}, ACKNOWLEDGED),
+        ({**WITHOUT_USERS, ACKNOWLEDGED: False}, ACKNOWLEDGED),
+        ({**WITHOUT_USERS, ACKNOWLEDGED: "true"}, ACKNOWLEDGED),
+        ({**WITHOUT_USERS, ACKNOWLEDGED: None}, ACKNOWLEDGED),
+        ({**WITHOUT_USERS, "platform_mlflow_users": [{"name": "eve", "state": "absent"}]}, "platform_mlflow_users"),
+        *(
+            ({**WITHOUT_USERS, "platform_https_source_ranges": ranges}, "platform_https_source_ranges")
+            for ranges in (
+                ["0.0.0.0/0"],
+                ["10.0.0.0/8", "::/0"],
+                ["0.0.0.0/1", "128.0.0.0/1"],
+                ["10.0.0.0/7"],
+                ["203.0.0.0/15"],
+                ["203.0.0.0/16", "203.1.0.0/16"],
+                ["2001:db8::/47"],
+            )
+        ),
+    ],
+)
+def test_without_users_strangers_are_kept_out_and_that_is_acknowledged(
+    inventory_dir: Path, variables: dict[str, Any], variable: str
+) -> None:
+    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
+    assert found.variable == variable
+    assert found.problem
+    assert str(inventory_dir) in found.fix
+
+
+def test_all_that_is_wrong_without_users_is_said_at_once(inventory_dir: Path) -> None:
+    found = preflight.check_inventory({**GOOD, "platform_mlflow_authentication": "none"}, inventory_dir)
+    assert [one.variable for one in found] == [ACKNOWLEDGED, "platform_mlflow_users", "platform_https_source_ranges"]
 
 
 @pytest.mark.parametrize("version", ["POSTGRES_18", "MYSQL_8_4"])

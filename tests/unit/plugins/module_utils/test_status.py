@@ -358,6 +358,18 @@ def test_what_signs_users_in_is_part_of_the_deployment_where_they_sign_in_so():
     assert late.command == f"gcloud compute ssl-certificates list --project={DEPLOYMENT.project}"
 
 
+def test_where_there_are_no_users_the_front_door_answers_everybody():
+    without, facts = dataclasses.replace(DEPLOYMENT, authentication="none"), healthy()
+    closed = row(status.judge(facts, status.Limits(), without, NOW), "Front door")
+    assert (closed.health, closed.text) == (
+        "degraded",
+        f"https://{DEPLOYMENT.domain}/ answers 401 without a login, not 200",
+    )
+    facts["door"]["status"] = 200
+    assert status.judge(facts, status.Limits(), without, NOW).verdict == "healthy"
+    assert row(status.judge(facts, status.Limits(), DEPLOYMENT, NOW), "Front door").health == "degraded"
+
+
 def test_nights_without_a_set_may_be_what_the_inventory_says():
     without = dataclasses.replace(DEPLOYMENT, sets_enabled=False)
     facts = {**healthy(), "servers": [{"name": "mlflow-1", "error": "ssh: timed out"}]}

@@ -12,6 +12,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.mlflow_smoke_test import SmokeTestError
 from ansible_collections.mlops.mlflow_gcp.plugins.modules import mlflow_smoke_test
 
+Login = tuple[str, tuple[str, str] | None]
 PASSWORD = "correct horse battery staple"
 OPTIONS = {
     "url": "https://mlflow.example.com",
@@ -30,9 +31,9 @@ def run_module(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, 
 
 
 @pytest.fixture
-def logins(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
-    """Return the list of (url, username, password) that the test of the server was run with."""
-    seen: list[tuple[str, str, str]] = []
+def logins(monkeypatch: pytest.MonkeyPatch) -> list[Login]:
+    """Return the list of (url, (username, password)) that the test of the server was run with."""
+    seen: list[Login] = []
     monkeypatch.setattr(mlflow_smoke_test, "read_secret", lambda _project, _secret: PASSWORD)
     monkeypatch.setattr(
         mlflow_smoke_test.mlflow_smoke_test, "run", lambda *login: seen.append(login) or {"experiment": "verify-1"}
@@ -41,15 +42,15 @@ def logins(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 
 
 def test_uses_the_password_of_the_secret_and_reports_no_change(
-    logins: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
+    logins: list[Login], capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_module(capsys)
-    assert logins == [("https://mlflow.example.com", "admin", PASSWORD)]
+    assert logins == [("https://mlflow.example.com", ("admin", PASSWORD))]
     assert (result["changed"], result["used"]) == (False, {"experiment": "verify-1"})
 
 
 def test_on_the_server_itself_a_file_has_the_password_and_a_socket_leads_to_it(
-    logins: list[tuple[str, str, str]],
+    logins: list[Login],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: pathlib.Path,
@@ -61,11 +62,21 @@ def test_on_the_server_itself_a_file_has_the_password_and_a_socket_leads_to_it(
     with patch_module_args(there), pytest.raises(SystemExit):
         mlflow_smoke_test.main()
     assert "of the file" not in capsys.readouterr().out
-    assert logins == [("http://localhost", "admin", "of the file")]
+    assert logins == [("http://localhost", ("admin", "of the file"))]
     assert sockets == ["/run/live.sock"]
 
 
-def test_check_mode_does_nothing(logins: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_there_are_no_users_no_password_is_read(
+    logins: list[Login],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mlflow_smoke_test, "read_secret", lambda _project, _secret: pytest.fail("read"))
+    run_module(capsys, users_enabled=False)
+    assert logins == [("https://mlflow.example.com", None)]
+
+
+def test_check_mode_does_nothing(logins: list[Login], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_module(capsys, _ansible_check_mode=True)["changed"] is False
     assert logins == []
 
