@@ -61,6 +61,15 @@ $(WHEELS): roles/mlflow/files/requirements-3.17.2.txt $(OLDER) | images
 		--require-hashes --only-binary=:all: --dest .cache/wheels -r $$lock || exit 1; done
 	@touch $@
 
+# For `make long` alone, as is the scenario that installs them.
+.PHONY: oidc-wheels
+oidc-wheels: wheels
+	@for family in debian-12 debian-13; do docker run --rm -v "$(CURDIR)/.cache/wheels:/wheels" \
+		-v "$(CURDIR)/roles/mlflow/files:/files:ro" -e PYTHONPATH=/opt/pip \
+		-v "$$(python -c 'import pathlib, pip; print(pathlib.Path(pip.__file__).parent)'):/opt/pip/pip:ro" \
+		mlflow-gcp/vm:$$family python3 -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+		--require-hashes --only-binary=:all: --dest /wheels -r /files/oidc-requirements-3.17.2.txt || exit 1; done
+
 .PHONY: clean
 clean: ## Remove all that was started or made here, but the virtual environment and the images
 	@if test -e .venv/installed && docker version >/dev/null 2>&1; then \
@@ -195,8 +204,8 @@ test: .venv/installed ## Everything CI runs, from nothing
 		wait $$lint && exit $$failed
 
 .PHONY: long
-long: images wheels browser ## With what `make test` leaves out for the time it takes: before a release
-	@for scenario in $(SCENARIOS) servers; do molecule test -s $$scenario || exit 1; done
+long: images wheels oidc-wheels browser ## With what `make test` leaves out for the time it takes: before a release
+	@for scenario in $(SCENARIOS) oidc servers; do molecule test -s $$scenario || exit 1; done
 	@# Whole, as some of their tests go on from others.
 	pytest -q --durations=25 tests/integration
 	pytest -q --durations=25 tests/provision/test_backup.py

@@ -7,6 +7,7 @@ headers as JSON, the second a name of NGINX's to ask over HTTPS.
 
 import collections
 import http.client
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,12 +17,15 @@ import ssl
 import sys
 import tempfile
 
+# Where MLflow's own programs are.
+sys.path.append("/etc/mlflow/live")
 place = pathlib.Path(tempfile.mkdtemp())
 config = place / "basic_auth.ini"
 config.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{place}/db\nadmin_username = admin\n")
 os.environ |= {
     "_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED": "true",
     "_MLFLOW_SGI_NAME": "uvicorn",
+    "CREDENTIALS_DIRECTORY": str(place),
     "MLFLOW_AUTH_CONFIG_PATH": str(config),
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-a-test",
 }
@@ -53,7 +57,14 @@ def route_table() -> dict[str, set[str]]:
     from mlflow.server import app, auth
 
     table = collections.defaultdict(set)
-    routes = [*fastapi_routes(auth.create_app().routes), *((r.methods, r.rule) for r in app.url_map.iter_rules())]
+    if importlib.util.find_spec("mlflow_oidc_auth"):
+        import mlflow_oidc
+
+        mlflow_oidc.alembic_config(f"sqlite:///{place}/db")
+        served = mlflow_oidc.plugin("app").app
+    else:
+        served = auth.create_app()
+    routes = [*fastapi_routes(served.routes), *((r.methods, r.rule) for r in app.url_map.iter_rules())]
     for methods, path in routes:
         table[re.sub(r"[{<][^}>]*[}>]", "1", path)] |= methods
     return table

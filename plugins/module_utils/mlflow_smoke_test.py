@@ -95,10 +95,11 @@ def connect_to(path: str) -> None:
     vars(urllib3.util.connection)["create_connection"] = connect
 
 
-def run(url: str, admin: tuple[str, str] | None) -> dict[str, Any]:
+def run(url: str, admin: tuple[str, str] | None, is_user_made: bool = True) -> dict[str, Any]:
     """Work as a new user on the server at `url`, and delete all of it, the user included.
 
-    `admin` is the administrator's name and password; None where the server has no users. Returns the names used:
+    `admin` is the administrator's name and password; None where the server has no users. Without `is_user_made` the
+    administrator does the work. Returns the names used:
     `experiment`, `run_id`, `artifact_uri`, `model`. The process' environment holds the new user's login while it runs.
     MLflow keeps the rows of a deleted run and experiment until `mlflow gc`.
     """
@@ -107,7 +108,7 @@ def run(url: str, admin: tuple[str, str] | None) -> dict[str, Any]:
     failure: SmokeTestError | None = None
     result: dict[str, Any] = {}
     try:
-        result = _use(url, name, admin, undo)
+        result = _use(url, name, admin, is_user_made, undo)
     except SmokeTestError as error:
         failure = error
     left = []
@@ -124,19 +125,26 @@ def run(url: str, admin: tuple[str, str] | None) -> dict[str, Any]:
     return result
 
 
-def _make_user(url: str, name: str, admin: tuple[str, str], undo: list[tuple[str, Callable[[], Any]]]) -> None:
+def _make_user(
+    url: str, name: str, admin: tuple[str, str], undo: list[tuple[str, Callable[[], Any]]]
+) -> tuple[str, str]:
     user_password = secrets.token_urlsafe(24)
     with step("Create a user as the administrator"):
         _ask("POST", url, "users/create", admin, {"username": name, "password": user_password})
         undo.append((f"user {name}", lambda: _ask("DELETE", url, "users/delete", admin, {"username": name})))
-    os.environ.update(MLFLOW_TRACKING_USERNAME=name, MLFLOW_TRACKING_PASSWORD=user_password)
+    return name, user_password
 
 
 def _use(
-    url: str, name: str, admin: tuple[str, str] | None, undo: list[tuple[str, Callable[[], Any]]]
+    url: str,
+    name: str,
+    admin: tuple[str, str] | None,
+    is_user_made: bool,
+    undo: list[tuple[str, Callable[[], Any]]],
 ) -> dict[str, Any]:
     if admin:
-        _make_user(url, name, admin, undo)
+        username, password = _make_user(url, name, admin, undo) if is_user_made else admin
+        os.environ.update(MLFLOW_TRACKING_USERNAME=username, MLFLOW_TRACKING_PASSWORD=password)
     os.environ.update(
         MLFLOW_HTTP_REQUEST_TIMEOUT=str(TIMEOUT_SECONDS),
         # The client's own seven tries take minutes before they say what is wrong.

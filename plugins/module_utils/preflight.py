@@ -25,7 +25,7 @@ VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 PROFILES = ("small", "medium", "large", "custom")
 ARTIFACT_ACCESSES = ("server", "direct")
 SQL_LOGINS = ("iam", "password")
-AUTHENTICATIONS = ("basic", "iap", "none")
+AUTHENTICATIONS = ("basic", "iap", "oidc", "none")
 # Addresses that strangers do not have, and the widest range of others that may be somebody's own, by IP version.
 OWN_RANGES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 WIDEST_RANGES = {4: 16, 6: 48}
@@ -139,6 +139,11 @@ _EXISTING = {
 _SQL_RANGE = ipaddress.IPv4Network("172.17.0.0/16")
 # https://cloud.google.com/iap/docs/signed-headers-howto#verifying_the_jwt_payload
 _AUDIENCE = re.compile(r"/projects/[0-9]+/global/backendServices/[0-9]+")
+# The issuer's own path, to which discovery adds its own: https://openid.net/specs/openid-connect-discovery-1_0.html
+_ISSUER = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]+)?(/(?!\.well-known)[A-Za-z0-9._~-]+)*/?")
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:/@~-]{1,255}")
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_GROUP = re.compile(r"[A-Za-z0-9._:/@+-]([A-Za-z0-9 ._:/@+-]*[A-Za-z0-9._:/@+-])?")
 _SECRET_SUFFIXES = ("_password", "_token", "_secret")
 
 
@@ -495,7 +500,42 @@ def _check_authentication(checker: _Checker) -> None:
     elif audience:
         problem = "given, and users log in by passwords"
         checker.add("platform_iap_audience", problem, "write platform_mlflow_authentication: iap, or leave it out")
+    _check_openid(checker)
     _check_unauthenticated(checker)
+
+
+def _check_openid(checker: _Checker) -> None:
+    """Refuse a sign-in at an OpenID provider that cannot work, and what belongs to it without it."""
+    variables = checker.variables
+    names = [name for name in variables if name.startswith("platform_oidc_")]
+    if variables.get("platform_mlflow_authentication") != "oidc":
+        for name in names:
+            if variables[name]:
+                problem = "given, and users sign in otherwise"
+                checker.add(name, problem, "write platform_mlflow_authentication: oidc, or leave it out")
+        return
+    fix = "write what the provider calls itself, such as https://login.example.com/realms/ours"
+    rule = "not an https URL, or with what is derived from it: /.well-known/openid-configuration"
+    checker.matches("platform_oidc_issuer", _ISSUER, rule, fix)
+    fix = "write the id that the provider gave to MLflow"
+    checker.matches("platform_oidc_client_id", _CLIENT_ID, "not the id of a client", fix)
+    fix = "write the name of the secret in Secret Manager that holds the client's secret"
+    checker.matches("platform_oidc_client_secret_name", _SECRET_NAME, "not a name of a secret", fix)
+    for name in ("platform_oidc_groups", "platform_oidc_admin_groups"):
+        groups = variables.get(name)
+        if not isinstance(groups, list) or not all(isinstance(one, str) and _GROUP.fullmatch(one) for one in groups):
+            fix = "write a list of groups as the provider names them, such as [mlflow-users]; none with a comma"
+            checker.add(name, "not a list of names of groups", fix)
+    if variables.get("platform_oidc_admin_groups") == []:
+        problem = "empty, and nobody could give anybody a permission"
+        checker.add("platform_oidc_admin_groups", problem, "write the groups whose members are MLflow's administrators")
+    if variables.get("platform_mlflow_users"):
+        problem = "given, and with platform_mlflow_authentication: oidc the provider says who there is"
+        fix = "leave it out, and give permissions to people and groups on the page /oidc/ui/user"
+        checker.add("platform_mlflow_users", problem, fix)
+    if variables.get("platform_sql_database_version") == MYSQL_VERSION:
+        problem = "never tried with platform_mlflow_authentication: oidc, whose users have a schema of their own"
+        checker.add("platform_sql_database_version", problem, f"write POSTGRES_{LOWEST_POSTGRES_VERSION}")
 
 
 def _check_unauthenticated(checker: _Checker) -> None:
@@ -553,8 +593,8 @@ def check_rotation(variables: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with `platform_rotate`; `platform_rotation` is its list, of `platform_rotation_choices`."""
     chosen, choices = variables["platform_rotation"], sorted(variables["platform_rotation_choices"])
     authentication = variables.get("platform_mlflow_authentication")
-    if authentication in ("iap", "none"):
-        problem = f"with platform_mlflow_authentication: {authentication} no password logs in over HTTPS, to prove it"
+    if authentication in ("iap", "oidc", "none"):
+        problem = f"with platform_mlflow_authentication: {authentication} no login over HTTPS proves what is replaced"
         fix = "add a version to the secret by hand, and run playbooks/configure.yml --tags server_secrets,mlflow"
         return [Problem("platform_rotate", _shown("platform_rotate", variables["platform_rotate"]), problem, fix)]
     unknown = [one for one in chosen if one not in choices]

@@ -150,6 +150,8 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
             urls[f"user {get['sql_user']}"] = f"{urls['sql instance']}/users/{get['sql_user']}"
     if get["existing_certificate"]:
         urls["certificate"] = f"{secrets}/{get['existing_certificate']}/versions/latest"
+    if get["oidc_client_secret_name"]:
+        urls["client secret"] = f"{secrets}/{get['oidc_client_secret_name']}/versions/latest"
     if get["dns_zone"]:
         urls["zone"] = f"https://dns.googleapis.com/dns/v1/projects/{project}/managedZones/{get['dns_zone']}"
     of_key: dict[str, tuple[Any, ...]] = {}
@@ -415,15 +417,16 @@ def _existing_service_account(seen: Seen) -> Iterator[Finding]:
         yield seen.problem("platform_existing_service_account", "it is disabled", fix)
 
 
-def _certificate(seen: Seen) -> Iterator[Finding]:
-    if not seen["existing_certificate"]:
-        return
-    version = seen.found("certificate")
-    if version is None:
-        yield _not_there(seen, "platform_existing_certificate", "secret with a version", "gcloud secrets list")
-    elif version.get("state") != "ENABLED":
-        fix = f"gcloud secrets versions enable latest --secret={seen['existing_certificate']}"
-        yield seen.problem("platform_existing_certificate", "its latest version is not enabled", fix)
+def _secrets(seen: Seen) -> Iterator[Finding]:
+    for name, question in (("existing_certificate", "certificate"), ("oidc_client_secret_name", "client secret")):
+        if not seen[name]:
+            continue
+        version = seen.found(question)
+        if version is None:
+            yield _not_there(seen, f"platform_{name}", "secret with a version", "gcloud secrets list")
+        elif version.get("state") != "ENABLED":
+            fix = f"gcloud secrets versions enable latest --secret={seen[name]}"
+            yield seen.problem(f"platform_{name}", "its latest version is not enabled", fix)
 
 
 def _zone(seen: Seen) -> Iterator[Finding]:
@@ -552,7 +555,7 @@ PROVISION_CHECKS = (
     _existing_bucket,
     _existing_sql_instance,
     _existing_service_account,
-    _certificate,
+    _secrets,
     _zone,
     _key,
     _quotas,

@@ -57,7 +57,7 @@ class Deployment:
     sets_enabled: bool = True
     # The role that brings a new certificate to the server: certbot, or server_secrets where it is the operator's own.
     renewal_role: str = "certbot"
-    # How users log in: basic; iap, where a load balancer is in front that has the certificate; none.
+    # How users log in: basic; iap, where a load balancer is in front that has the certificate; oidc; none.
     authentication: str = "basic"
 
     def play(self, playbook: str, options: str = "") -> str:

@@ -62,9 +62,9 @@ options:
         choices: [certbot, server_secrets]
         default: certbot
       authentication:
-        description: How users log in, by a password, by Google's Identity-Aware Proxy, or not at all.
+        description: How users log in, by a password, Identity-Aware Proxy or an OpenID provider, or not at all.
         type: str
-        choices: [basic, iap, none]
+        choices: [basic, iap, oidc, none]
         default: basic
   servers:
     description: Results of a loop of M(mlops.mlflow_gcp.mlflow_server_info) over the servers' names.
@@ -279,7 +279,7 @@ def main() -> None:
                     **{name: {"type": "str", "required": True} for name in NAMES},
                     "sets_enabled": {"type": "bool", "default": True},
                     "renewal_role": {"type": "str", "choices": ["certbot", "server_secrets"], "default": "certbot"},
-                    "authentication": {"type": "str", "choices": ["basic", "iap", "none"], "default": "basic"},
+                    "authentication": {"type": "str", "choices": ["basic", "iap", "oidc", "none"], "default": "basic"},
                 },
             },
             "servers": {"type": "list", "elements": "dict", "required": True},

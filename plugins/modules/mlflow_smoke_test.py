@@ -9,7 +9,7 @@ short_description: Use an MLflow server as a person would, and delete what that 
 version_added: 0.1.0
 description:
   - Makes a user, and with the real MLflow client and that user's login logs a run with parameters, metrics and an
-    artifact, registers a model version, and reads all of it back. Where there are no users it does so as anybody.
+    artifact, registers a model version, and reads all of it back.
   - Deletes the run, its artifacts, the model, the experiment and the user again, so it reports no change.
     MLflow keeps the rows of a deleted run and experiment until C(mlflow gc).
   - Honours E(HTTPS_PROXY), E(NO_PROXY) and E(REQUESTS_CA_BUNDLE).
@@ -33,10 +33,13 @@ options:
   socket:
     description: Unix socket on which the server answers, on the machine that runs the module; O(url) is then V(http://localhost).
     type: path
-  users_enabled:
-    description: Whether the server has users. Where it has none, no password is read.
-    type: bool
-    default: true
+  work_as:
+    description:
+      - Who does the work. A V(user) is made for it. The V(administrator) does it where a provider elsewhere says who
+        the users are, and V(anybody), for whom no password is read, where there are none.
+    type: str
+    choices: [user, administrator, anybody]
+    default: user
   admin_username:
     description: Name of the administrator.
     type: str
@@ -137,11 +140,14 @@ def main() -> None:
             "admin_password_secret": {"type": "str", "no_log": False},
             "admin_password_path": {"type": "path", "no_log": False},
             "socket": {"type": "path"},
-            "users_enabled": {"type": "bool", "default": True},
+            "work_as": {"type": "str", "choices": ["user", "administrator", "anybody"], "default": "user"},
             "admin_username": {"type": "str", "default": "admin"},
             "server": {"type": "str", "default": "the server"},
         },
-        required_if=[("users_enabled", True, ("admin_password_secret", "admin_password_path"), True)],
+        required_if=[
+            ("work_as", who, ("admin_password_secret", "admin_password_path"), True)
+            for who in ("user", "administrator")
+        ],
         mutually_exclusive=[("admin_password_secret", "admin_password_path")],
         required_by={"admin_password_secret": ["project"]},
         supports_check_mode=True,
@@ -155,7 +161,7 @@ def main() -> None:
     secret, path = options["admin_password_secret"], options["admin_password_path"]
     admin = None
     try:
-        if options["users_enabled"]:
+        if options["work_as"] != "anybody":
             password = pathlib.Path(path).read_text().rstrip("\n") if path else read_secret(options["project"], secret)
             admin = (options["admin_username"], password)
     except (google.auth.exceptions.GoogleAuthError, requests.RequestException) as error:
@@ -169,7 +175,7 @@ def main() -> None:
     if options["socket"]:
         mlflow_smoke_test.connect_to(options["socket"])
     try:
-        used = mlflow_smoke_test.run(options["url"], admin)
+        used = mlflow_smoke_test.run(options["url"], admin, options["work_as"] == "user")
     except mlflow_smoke_test.SmokeTestError as error:
         module.fail_json(
             msg=f"{error.component}: {error}. Next, on {options['server']}: {error.next_command}\n{MORE}",

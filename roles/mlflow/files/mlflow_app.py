@@ -25,6 +25,7 @@ from mlflow_keys import read_with_keys_before
 from werkzeug.datastructures import Authorization
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Login = Callable[[MutableMapping[str, Any]], tuple[str, str] | None]
 REQUEST_ID = re.compile(rb"[0-9a-f]{32}")
 request_id = contextvars.ContextVar("request_id", default="")
 # Passwords of one user from one address: so many at once that were not tried before, then one each so many seconds.
@@ -105,12 +106,13 @@ class Guesses:
     def __call__(self, username: str, password: str, **options: Any) -> bool:
         """Return whether the user has the password; False where it is not looked at, and the caller says so."""
         asking = caller.get()
-        if asking is not None and not self._may_try(asking.address, username, password):
+        if asking is not None and not self.may_try(asking.address, username, password):
             asking.refused = True
             return False
         return self._authenticate(username, password, **options)
 
-    def _may_try(self, address: str, username: str, password: str) -> bool:
+    def may_try(self, address: str, username: str, password: str) -> bool:
+        """Return whether this password is to be looked at, and remember it."""
         tried = hmac.digest(self._key, f"{username}:{password}".encode(), "sha256")
         who = (address, username)
         with self._lock:
@@ -185,6 +187,26 @@ def ensure_user(name: str) -> None:
             raise
 
 
+class Guarded:
+    """Answers 429 to a password that would be one guess too many, before the plugin looks at it."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], guesses: Guesses, login: Login) -> None:
+        self.app = app
+        self._guesses = guesses
+        self._login = login
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable[[], Any], send: Send) -> None:
+        """Serve one request, or whatever else ASGI calls an app for."""
+        login = self._login(scope) if scope["type"] == "http" else None
+        address = dict(scope.get("headers", [])).get(b"x-real-ip", b"").decode("latin-1")
+        if login is None or self._guesses.may_try(address, *login):
+            await self.app(scope, receive, send)
+            return
+        headers = [(b"retry-after", str(int(SECONDS_PER_GUESS)).encode()), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
 def log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
     """Return a record whose message begins with the id of the request at work, where there is one."""
     record = logging.LogRecord(*arguments, **options)
@@ -207,3 +229,14 @@ def create_app_without_users() -> Alive:
     logging.setLogRecordFactory(log_record)
     read_with_keys_before()
     return Alive(RequestId(create_fastapi_app()))
+
+
+def create_app_with_oidc() -> Alive:
+    """Return what uvicorn's workers serve where users sign in at an OpenID provider."""
+    # Of a release that has the plugin.
+    import mlflow_oidc
+
+    logging.setLogRecordFactory(log_record)
+    read_with_keys_before()
+    guesses = Guesses(lambda *_: False)
+    return Alive(RequestId(Guarded(mlflow_oidc.create_plugin_app(), guesses, mlflow_oidc.basic_login)))

@@ -35,6 +35,10 @@ from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 sys.path.append(str(pathlib.Path(__file__).parent))
 from mlflow_keys import credential, ensure_readable, fernet_key, reencrypt
 
+# Of a release that has the plugin; its users are in a database of their own, with the plugin's schema.
+if WITH_OIDC := os.environ["MLFLOW_AUTHENTICATION"] == "oidc":
+    import mlflow_oidc
+
 EX_CONFIG = 78
 # What the server cannot do without, and under which names MLflow looks for it.
 SECRETS = {
@@ -43,11 +47,12 @@ SECRETS = {
     "webhook-secret-encryption-key": "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
     "crypto-kek-passphrase": "MLFLOW_CRYPTO_KEK_PASSPHRASE",
 }
-# By how users log in.
+# By how users log in: the app's name, and the app. Under basic-auth's name alone does MLflow prepare the login.
 APPS = {
-    "basic": "mlflow_app:create_app",
-    "iap": "mlflow_app:create_app",
-    "none": "mlflow_app:create_app_without_users",
+    "basic": ("basic-auth", "mlflow_app:create_app"),
+    "iap": ("basic-auth", "mlflow_app:create_app"),
+    "none": ("basic-auth", "mlflow_app:create_app_without_users"),
+    "oidc": ("oidc-auth", "mlflow_app:create_app_with_oidc"),
 }
 # There from before the first table of a schema until after its last migration, so nobody's data is beside it.
 UNFINISHED = sqlalchemy.Table(
@@ -235,7 +240,7 @@ def tell_systemd_while_alive(path: pathlib.Path) -> None:
 
 def serve(schemas: list[Schema]) -> None:
     """Runs `mlflow server` in this process, on a Unix socket in the generation's own directory."""
-    secrets = {name: credential(name) or "" for name in SECRETS}
+    secrets = {name: credential(name) or "" for name in [*SECRETS, *(["oidc-client-secret"] if WITH_OIDC else [])]}
     if missing := [f"mlflow.{name}" for name, value in secrets.items() if not value]:
         said = f"Refusing to start: {', '.join(missing)}: empty, or not loaded by the unit."
         print(f"{said}\nMore: docs/failures.md#mlflow-refuses-to-start", file=sys.stderr)
@@ -247,21 +252,24 @@ def serve(schemas: list[Schema]) -> None:
     threading.Thread(target=tell_systemd_while_alive, args=[path], daemon=True).start()
     for schema in schemas:
         ensure_schema(schema)
-    ensure_admin(str(auth.auth_config.admin_username), secrets["admin-password"])
+    give_password = mlflow_oidc.ensure_admin if WITH_OIDC else ensure_admin
+    give_password(str(auth.auth_config.admin_username), secrets["admin-password"])
+    if WITH_OIDC:
+        threading.Thread(target=mlflow_oidc.sweep, daemon=True).start()
     # Last, since a server beside this one that knows no passphrase reads the gateway's secrets until then.
     ensure_readable(schemas[0].uri)
     # NGINX writes the access log.
     own = pathlib.Path(__file__).parent
-    # Of this start alone: systemd makes the directory anew.
-    options = ["--expose-prometheus", str(path.with_name("metrics"))]
     uvicorn = f"--uds {path} --no-access-log --timeout-graceful-shutdown 30 --app-dir {own}"
-    options += ["--app-name", "basic-auth", "--workers", os.environ["MLFLOW_WORKERS"], "--uvicorn-opts", uvicorn]
+    name, app = APPS[os.environ["MLFLOW_AUTHENTICATION"]]
+    options = ["--app-name", name, "--workers", os.environ["MLFLOW_WORKERS"], "--uvicorn-opts", uvicorn]
+    # Of this start alone: systemd makes the directory anew.
+    options += ["--expose-prometheus", str(path.with_name("metrics"))]
 
     from mlflow.cli import cli
 
-    # Only a package could name an app of its own, and only under basic-auth's name does MLflow prepare the login.
-    app = APPS[os.environ["MLFLOW_AUTHENTICATION"]]
-    mlflow.server._find_app = lambda app_name: {"basic-auth": app}[app_name]
+    # Only a package could name an app of its own.
+    mlflow.server._find_app = lambda app_name: {name: app}[app_name]
     cli.main(["server", "--serve-artifacts", *options], prog_name="mlflow")
 
 
@@ -286,10 +294,14 @@ def main() -> None:
     if database_password := credential("database-password"):
         give_database_password(database_password)
     tracking_uri, auth_uri = os.environ["MLFLOW_BACKEND_STORE_URI"], auth.auth_config.database_uri
-    tracking_config, auth_config = tracking_alembic_config(tracking_uri), auth_alembic_config(auth_uri)
+    tracking_config = tracking_alembic_config(tracking_uri)
+    if WITH_OIDC:
+        version_table, auth_config = "alembic_version", mlflow_oidc.alembic_config(auth_uri)
+    else:
+        version_table, auth_config = "alembic_version_auth", auth_alembic_config(auth_uri)
     schemas = [
         Schema("tracking", tracking_uri, "alembic_version", tracking_config, InitialBase.metadata),
-        Schema("auth", auth_uri, "alembic_version_auth", auth_config, sqlalchemy.MetaData()),
+        Schema("auth", auth_uri, version_table, auth_config, sqlalchemy.MetaData()),
     ]
     if verb == "serve":
         serve(schemas)

@@ -101,7 +101,7 @@ def test_the_first_cause_behind_the_clients_own_error_counts():
 def test_what_was_made_is_deleted_in_reverse_even_after_a_failure(monkeypatch):
     deleted = []
 
-    def use(_url, _name, _admin, undo):
+    def use(_url, _name, _admin, _is_user_made, undo):
         undo.append(("user u", lambda: deleted.append("user")))
         undo.append(("run r", lambda: deleted.append("run")))
         raise SmokeTestError("Upload an artifact", "mlflow", "refused")
@@ -115,7 +115,7 @@ def test_what_was_made_is_deleted_in_reverse_even_after_a_failure(monkeypatch):
 def test_what_cannot_be_deleted_is_a_failure_and_stops_no_other_deletion(monkeypatch):
     deleted = []
 
-    def use(_url, _name, _admin, undo):
+    def use(_url, _name, _admin, _is_user_made, undo):
         def refuse():
             raise requests.ConnectionError("gone")
 

@@ -64,6 +64,11 @@ GOOD: dict[str, Any] = {
     "platform_mlflow_users": [{"name": "ann", "experiments": [{"name": "churn", "permission": "EDIT"}]}],
     "platform_mlflow_authentication": "basic",
     "platform_iap_audience": "",
+    "platform_oidc_issuer": "",
+    "platform_oidc_client_id": "",
+    "platform_oidc_client_secret_name": "",
+    "platform_oidc_groups": [],
+    "platform_oidc_admin_groups": [],
     "platform_mlflow_unauthenticated_acknowledged": False,
     "platform_upgrade_confirmed_version": "",
     "platform_upgrade_backup_enabled": "false",
@@ -207,7 +212,7 @@ def test_what_is_rotated_is_one_of_what_there_is(chosen: list[str], problem: str
     assert all("admin_password, certificate" in one.fix for one in found)
 
 
-@pytest.mark.parametrize("authentication", ["iap", "none"])
+@pytest.mark.parametrize("authentication", ["iap", "oidc", "none"])
 def test_nothing_is_rotated_that_no_password_can_prove(authentication: str) -> None:
     variables = {
         "platform_mlflow_authentication": authentication,
@@ -235,7 +240,7 @@ def test_users_may_sign_in_by_identity_aware_proxy(inventory_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "variable"),
     [
-        ({"platform_mlflow_authentication": "oidc"}, "platform_mlflow_authentication"),
+        ({"platform_mlflow_authentication": "saml"}, "platform_mlflow_authentication"),
         ({"platform_iap_audience": AUDIENCE}, "platform_iap_audience"),
         ({**BY_PROXY, "platform_iap_audience": ""}, "platform_iap_audience"),
         ({**BY_PROXY, "platform_iap_audience": None}, "platform_iap_audience"),
@@ -263,6 +268,68 @@ def test_all_that_is_wrong_with_signing_in_is_said_at_once(inventory_dir: Path) 
     wrong = {**BY_PROXY, "platform_iap_audience": "", "platform_mlflow_users": [{"name": "ann"}, {"name": "bob"}]}
     found = preflight.check_inventory({**GOOD, **wrong}, inventory_dir)
     assert len(found) == 3
+
+
+BY_OPENID = {
+    "platform_mlflow_authentication": "oidc",
+    "platform_oidc_issuer": "https://login.example.com/realms/ours",
+    "platform_oidc_client_id": "0oa1b2.apps.example.com",
+    "platform_oidc_client_secret_name": "mlflow-client-secret",
+    "platform_oidc_groups": ["/mlflow", "Data Science"],
+    "platform_oidc_admin_groups": ["mlflow-admins"],
+    "platform_mlflow_users": [],
+}
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"platform_oidc_groups": []}, {"platform_oidc_issuer": "https://ours.eu.auth0.com/"}]
+)
+def test_users_may_sign_in_at_an_openid_provider(inventory_dir: Path, variables: dict[str, Any]) -> None:
+    assert preflight.check_inventory({**GOOD, **BY_OPENID, **variables}, inventory_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "variable"),
+    [
+        *(({name: value}, name) for name, value in BY_OPENID.items() if name.startswith("platform_oidc_")),
+        *(
+            ({**BY_OPENID, "platform_oidc_issuer": issuer}, "platform_oidc_issuer")
+            for issuer in (
+                "",
+                None,
+                "http://login.example.com",
+                "login.example.com",
+                "https://login.example.com/?tenant=1",
+                "https://login.example.com/.well-known/openid-configuration",
+            )
+        ),
+        *(
+            ({**BY_OPENID, name: value}, name)
+            for name, value in (
+                ("platform_oidc_client_id", ""),
+                ("platform_oidc_client_id", 'mlflow"'),
+                ("platform_oidc_client_secret_name", ""),
+                ("platform_oidc_client_secret_name", "projects/demo-project/secrets/mlflow"),
+                ("platform_oidc_groups", "mlflow"),
+                ("platform_oidc_groups", ["one,two"]),
+                ("platform_oidc_groups", [" mlflow"]),
+                ("platform_oidc_groups", [7]),
+                ("platform_oidc_admin_groups", []),
+                ("platform_oidc_admin_groups", [""]),
+                ("platform_oidc_admin_groups", ["*"]),
+                ("platform_mlflow_users", [{"name": "ann"}]),
+                ("platform_sql_database_version", "MYSQL_8_4"),
+            )
+        ),
+    ],
+)
+def test_a_sign_in_at_an_openid_provider_that_cannot_work_is_refused(
+    inventory_dir: Path, variables: dict[str, Any], variable: str
+) -> None:
+    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
+    assert found.variable == variable
+    assert found.problem
+    assert str(inventory_dir) in found.fix
 
 
 ACKNOWLEDGED = "platform_mlflow_unauthenticated_acknowledged"

@@ -47,6 +47,7 @@ VARIABLES: dict[str, Any] = {
     "platform_existing_sql_instance": "",
     "platform_existing_service_account": "",
     "platform_existing_certificate": "",
+    "platform_oidc_client_secret_name": "",
     "platform_dns_zone": "",
     "platform_kms_key": "",
     "gcp_instance_disk_type": "pd-balanced",
@@ -63,6 +64,7 @@ EXISTING = {
     "platform_existing_service_account": "mlflow-server",
     "platform_dns_zone": "example-com",
     "platform_existing_certificate": "certificate",
+    "platform_oidc_client_secret_name": "client-secret",
 }
 GLOBAL = "https://www.googleapis.com/compute/v1/projects/demo-project/global/networks"
 DISABLED = {"error": {"message": "not used before", "details": [{"reason": "SERVICE_DISABLED"}]}}
@@ -130,6 +132,7 @@ GOOD_EXISTING: dict[str, Response] = {
     "serviceAccounts/mlflow-server@demo-project.iam.gserviceaccount.com": (200, {}),
     "managedZones/example-com": (200, {"dnsName": "example.com.", "visibility": "public"}),
     "secrets/certificate/versions/latest": (200, {"state": "ENABLED"}),
+    "secrets/client-secret/versions/latest": (200, {"state": "ENABLED"}),
 }
 
 
@@ -332,7 +335,7 @@ def test_what_is_there_already_and_fit_has_no_problem() -> None:
             ({**GOOD_EXISTING, place: (404, {})}, variable, "of this name")
             for place, variable in zip(
                 GOOD_EXISTING,
-                [name for name in EXISTING if name.startswith(("platform_existing", "platform_dns"))],
+                [name for name in EXISTING if name.startswith(("platform_existing", "platform_dns", "platform_oidc"))],
                 strict=True,
             )
         ),
@@ -375,6 +378,11 @@ def test_what_is_there_already_and_fit_has_no_problem() -> None:
         (
             existing("secrets/certificate/versions/latest", state="DISABLED"),
             "platform_existing_certificate",
+            "not enabled",
+        ),
+        (
+            existing("secrets/client-secret/versions/latest", state="DISABLED"),
+            "platform_oidc_client_secret_name",
             "not enabled",
         ),
         (existing("managedZones/example-com", dnsName="example.org."), "platform_dns_zone", "example.org."),

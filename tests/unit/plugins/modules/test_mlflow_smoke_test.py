@@ -12,7 +12,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.mlflow_smoke_test import SmokeTestError
 from ansible_collections.mlops.mlflow_gcp.plugins.modules import mlflow_smoke_test
 
-Login = tuple[str, tuple[str, str] | None]
+Login = tuple[str, tuple[str, str] | None, bool]
 PASSWORD = "correct horse battery staple"
 OPTIONS = {
     "url": "https://mlflow.example.com",
@@ -32,7 +32,7 @@ def run_module(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, 
 
 @pytest.fixture
 def logins(monkeypatch: pytest.MonkeyPatch) -> list[Login]:
-    """Return the list of (url, (username, password)) that the test of the server was run with."""
+    """Return the list of (url, (username, password), whether a user is made) that the server was tested with."""
     seen: list[Login] = []
     monkeypatch.setattr(mlflow_smoke_test, "read_secret", lambda _project, _secret: PASSWORD)
     monkeypatch.setattr(
@@ -45,7 +45,7 @@ def test_uses_the_password_of_the_secret_and_reports_no_change(
     logins: list[Login], capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_module(capsys)
-    assert logins == [("https://mlflow.example.com", ("admin", PASSWORD))]
+    assert logins == [("https://mlflow.example.com", ("admin", PASSWORD), True)]
     assert (result["changed"], result["used"]) == (False, {"experiment": "verify-1"})
 
 
@@ -62,7 +62,7 @@ def test_on_the_server_itself_a_file_has_the_password_and_a_socket_leads_to_it(
     with patch_module_args(there), pytest.raises(SystemExit):
         mlflow_smoke_test.main()
     assert "of the file" not in capsys.readouterr().out
-    assert logins == [("http://localhost", ("admin", "of the file"))]
+    assert logins == [("http://localhost", ("admin", "of the file"), True)]
     assert sockets == ["/run/live.sock"]
 
 
@@ -72,8 +72,15 @@ def test_where_there_are_no_users_no_password_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(mlflow_smoke_test, "read_secret", lambda _project, _secret: pytest.fail("read"))
-    run_module(capsys, users_enabled=False)
-    assert logins == [("https://mlflow.example.com", None)]
+    run_module(capsys, work_as="anybody")
+    assert logins == [("https://mlflow.example.com", None, False)]
+
+
+def test_where_the_users_are_elsewhere_the_administrator_does_the_work(
+    logins: list[Login], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_module(capsys, work_as="administrator")
+    assert logins == [("https://mlflow.example.com", ("admin", PASSWORD), False)]
 
 
 def test_check_mode_does_nothing(logins: list[Login], capsys: pytest.CaptureFixture[str]) -> None:
