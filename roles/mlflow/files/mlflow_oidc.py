@@ -165,7 +165,9 @@ class Bridge(WsgiToAsgi):
 
 def basic_login(scope: Scope) -> tuple[str, str] | None:
     """Return the name and the password that a request brings; None without one that can be read."""
-    kind, _, value = dict(scope.get("headers", [])).get(b"authorization", b"").partition(b" ")
+    # Of several headers the plugin reads the first.
+    given = next((value for name, value in scope.get("headers", []) if name == b"authorization"), b"")
+    kind, _, value = given.partition(b" ")
     if kind.lower() != b"basic":
         return None
     try:
