@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import email.utils
 import pathlib
 import subprocess
 import threading
@@ -140,14 +142,13 @@ def database_fails_over(place: Place) -> None:
     change_database(place, "POST", "/failover")
 
 
-@pytest.fixture
-def standby(fault: str, cloud: Any, deployment: Any) -> Iterator[None]:
-    """Give the database a standby for as long as that is tried."""
-    place = Place(deployment.server, cloud, "")
-    if needed := fault in LONG_FAULTS and LONG_FAULTS[fault] is database_fails_over:
-        change_database(place, "PATCH", "", {"settings": {"availabilityType": "REGIONAL"}})
-    yield
-    if needed:
+@contextlib.contextmanager
+def standby(place: Place) -> Iterator[None]:
+    """Give the database a standby."""
+    change_database(place, "PATCH", "", {"settings": {"availabilityType": "REGIONAL"}})
+    try:
+        yield
+    finally:
         change_database(place, "PATCH", "", {"settings": {"availabilityType": "ZONAL"}})
 
 
@@ -245,6 +246,123 @@ systemctl reload nginx""")
     place.shell("systemctl start certbot.service")
 
 
+SERVICES = "cloud-sql-proxy mlflow nginx"
+READY = "/opt/mlflow/bin/mlflow-ready --wait 120"
+
+
+@contextlib.contextmanager
+def small_disk(place: Place) -> Iterator[None]:
+    """Have what is written to the server's disk on one of its own, that can be filled without filling this machine's.
+
+    Until the server starts anew; what was written meanwhile is gone then.
+    """
+    place.shell(f"""set -e
+mkdir /run/disk
+used=$(du --summarize --total --block-size=1M /etc /var | awk 'END {{ print $1 }}')
+mount -t tmpfs -o size=$((used + 64))m disk /run/disk
+cp --archive /etc /tmp /var /run/disk
+mount --bind /run/disk/etc /etc
+mount --bind /run/disk/tmp /tmp
+mount --bind /run/disk/var /var
+systemctl restart systemd-journald
+systemctl restart {SERVICES}
+{READY}""")
+    try:
+        yield
+    finally:
+        docker("restart", place.server)
+        place.shell(f"until {READY}; do sleep 1; done")
+
+
+@contextlib.contextmanager
+def full(place: Place) -> Iterator[None]:
+    """Leave no byte on the server's disk for a while, whatever is removed from it."""
+    fill = "while :; do cat /dev/zero >>/var/full; sleep 0.05; done 2>/dev/null"
+    place.shell(f"systemd-run --quiet --unit=filler sh -c '{fill}'")
+    place.shell("while head --bytes=4096 /dev/zero >>/var/more; do sleep 0.1; done")
+    try:
+        yield
+        time.sleep(AWAY_SECONDS)
+    finally:
+        place.shell("systemctl stop filler; rm /var/full /var/more")
+
+
+def disk_full(place: Place) -> None:
+    renew = "certbot renew --quiet --no-random-sleep-on-renew --force-renewal"
+    with full(place):
+        place.shell(READY)
+        place.shell(f"! {renew}")
+    place.shell(renew)
+    look_for_logs(place)
+
+
+def disk_full_at_start(place: Place) -> None:
+    with full(place):
+        place.shell(f"systemctl restart --no-block {SERVICES} systemd-journald")
+    place.shell(f"until {READY} && systemctl is-active nginx; do sleep 1; done")
+    look_for_logs(place)
+
+
+def look_for_logs(place: Place) -> None:
+    """See that the journal is kept on the disk, and that NGINX's log goes on."""
+    place.shell("""set -e
+logger --tag healing written
+journalctl --sync
+journalctl --directory=/var/log/journal --identifier=healing --quiet | grep written
+until [ -n "$(find /var/log/nginx/access.log -newermt '-2 seconds')" ]; do sleep 1; done""")
+
+
+@contextlib.contextmanager
+def settable_clock(place: Place) -> Iterator[None]:
+    """Tell MLflow, the proxy and NGINX a time that can be set; the clock of a container is this machine's."""
+    source = pathlib.Path(__file__).with_name("settable_clock.c").read_text()
+    # Not on the server, which would keep a compiler.
+    library = docker(
+        *("run", "--rm", docker("inspect", "--format={{.Config.Image}}", place.server), "sh", "-c"),
+        f"""set -e
+apt-get update -qq
+apt-get install -qq -y --no-install-recommends gcc libc6-dev >/dev/null 2>&1
+gcc -O2 -Wall -Werror -shared -fPIC -o /tmp/clock.so -x c - <<'END'
+{source}
+END
+base64 /tmp/clock.so""",
+    )
+    units = "cloud-sql-proxy.service.d mlflow-.service.d nginx.service.d"
+    restart = f"systemctl daemon-reload; systemctl restart {SERVICES}; {READY}"
+    place.shell(f"""set -e
+base64 --decode >/usr/local/lib/clock.so <<'END'
+{library}
+END
+head --bytes=8 /dev/zero >/run/clock
+cd /run/systemd/system
+mkdir {units}
+for unit in {units}; do
+  printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/local/lib/clock.so\\n' >$unit/clock.conf
+done
+{restart}""")
+    try:
+        yield
+    finally:
+        place.shell(f"""set -e
+cd /run/systemd/system
+rm -r {units} /run/clock /usr/local/lib/clock.so
+{restart}""")
+
+
+def clock_jumps(place: Place) -> None:
+    # By MLflow's own clock, and by NGINX's.
+    asked = ("--unix-socket /run/mlflow/live.sock http://localhost/health", "http://127.0.0.1:8090/nginx_status")
+    for hours in (24, 0):
+        # In its place, where it is mapped.
+        set_clock = f"open('/run/clock', 'r+b').write(({hours} * 3600).to_bytes(8, sys.byteorder))"
+        place.shell(f'python3 -c "import sys; {set_clock}"')
+        time.sleep(AWAY_SECONDS)
+        for one in asked:
+            told = place.shell(f"curl --silent --include {one} | sed -n 's/^date: //ip'")
+            ahead = email.utils.parsedate_to_datetime(told) - datetime.datetime.now(datetime.UTC)
+            assert round(ahead.total_seconds() / 3600) == hours
+
+
 FAULTS: dict[str, Callable[[Place], Any]] = {
     "a worker of MLflow is killed": lambda place: place.shell(f"set -- {WORKERS}; kill -9 $1"),
     "MLflow's main process is killed": lambda place: place.shell(f"kill -9 {MAIN}"),
@@ -263,7 +381,17 @@ LONG_FAULTS: dict[str, Callable[[Place], Any]] = {
     f"the metadata server answers 503 for {AWAY_SECONDS} s at boot": metadata_unavailable_at_boot,
     "memory runs out, and the kernel ends a process of MLflow": memory_runs_out,
     f"/var/tmp is full for {AWAY_SECONDS} s": temporary_files_full,
+    f"the server's disk is full for {AWAY_SECONDS} s": disk_full,
+    f"everything restarts while the server's disk is full for {AWAY_SECONDS} s": disk_full_at_start,
+    f"the clock jumps a day ahead, and back after {AWAY_SECONDS} s": clock_jumps,
     f"the certificate has expired, and certbot.timer comes after {AWAY_SECONDS} s": certificate_expired,
+}
+# What some of them need, for as long as they are tried.
+NEEDS: dict[Callable[[Place], Any], Callable[[Place], contextlib.AbstractContextManager[None]]] = {
+    database_fails_over: standby,
+    disk_full: small_disk,
+    disk_full_at_start: small_disk,
+    clock_jumps: settable_clock,
 }
 # Nobody may notice these.
 CHANGES: dict[str, Callable[[Place], Any]] = {
@@ -285,28 +413,30 @@ def table() -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     "fault", [*FAULTS, *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS | CHANGES)]
 )
-@pytest.mark.usefixtures("standby")
 def test_everything_serves_again_and_nothing_acknowledged_is_lost(
     deployment: Any, cloud: Any, table: list[str], fault: str
 ) -> None:
-    writer = Writer(deployment)
-    writer.start()
-    wait_for_answers(writer, fault)
-    begun = time.monotonic()
+    place = Place(deployment.server, cloud, deployment.environment["HTTPS_PROXY"])
+    make = (FAULTS | LONG_FAULTS | CHANGES)[fault]
+    with NEEDS.get(make, contextlib.nullcontext)(place):
+        writer = Writer(deployment)
+        writer.start()
+        wait_for_answers(writer, fault)
+        begun = time.monotonic()
 
-    (FAULTS | LONG_FAULTS | CHANGES)[fault](Place(deployment.server, cloud, deployment.environment["HTTPS_PROXY"]))
-    wait_for_answers(writer, fault)
-    writer.stop.set()
-    writer.join()
+        make(place)
+        wait_for_answers(writer, fault)
+        writer.stop.set()
+        writer.join()
 
-    seconds = writer.served_again - begun if writer.failures else 0
-    writes = writer.acknowledged + len(writer.failures)
-    lost = writer.lost()
-    table.append(f"| {fault} | {seconds:.0f} | {writes} | {len(writer.failures)} | {len(lost)} |")
-    assert lost == []
-    assert not (fault in CHANGES and writer.failures), writer.failures
-    assert docker("exec", deployment.server, "systemctl", "list-units", "--failed", "--quiet", "--plain") == ""
-    writer.ask("POST", "mlflow/experiments/delete", json={"experiment_id": writer.experiment})
+        seconds = writer.served_again - begun if writer.failures else 0
+        writes = writer.acknowledged + len(writer.failures)
+        lost = writer.lost()
+        table.append(f"| {fault} | {seconds:.0f} | {writes} | {len(writer.failures)} | {len(lost)} |")
+        assert lost == []
+        assert not (fault in CHANGES and writer.failures), writer.failures
+        assert docker("exec", deployment.server, "systemctl", "list-units", "--failed", "--quiet", "--plain") == ""
+        writer.ask("POST", "mlflow/experiments/delete", json={"experiment_id": writer.experiment})
 
 
 def wait_for_answers(writer: Writer, fault: str) -> None:
