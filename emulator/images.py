@@ -28,7 +28,8 @@ _TRUST = "/etc/ssl/certs/ca-certificates.crt"
 _PROXY_VARIABLES = ("http_proxy", "https_proxy")
 # Google's hosts are reached by plain DNS inside the emulated network, whatever proxy the machine has.
 _NO_PROXY = (
-    "localhost,127.0.0.1,169.254.169.254,.googleapis.com,.google.internal,.emulator.internal,packages.cloud.google.com"
+    "localhost,127.0.0.1,169.254.169.254,.googleapis.com,.google.internal,.emulator.internal,packages.cloud.google.com,"
+    "www.gstatic.com"
 )
 
 _INSTALL = "export DEBIAN_FRONTEND=noninteractive; apt-get update -qq; apt-get install -qq -y --no-install-recommends"

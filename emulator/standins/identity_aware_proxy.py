@@ -180,8 +180,10 @@ class IdentityAwareProxy:
         url = yarl.URL(self._backend + request.raw_path, encoded=True)
         body: Any = request.content if request.body_exists else None
         try:
+            # As Google's front ends, it takes any certificate of a backend:
+            # https://cloud.google.com/load-balancing/docs/ssl-certificates/encryption-to-the-backends
             async with self._client.request(
-                request.method, url, headers=headers, data=body, allow_redirects=False
+                request.method, url, headers=headers, data=body, allow_redirects=False, ssl=False
             ) as found:
                 response = web.StreamResponse(status=found.status, reason=found.reason, headers=_kept(found.headers))
                 await response.prepare(request)
