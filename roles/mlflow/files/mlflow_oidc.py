@@ -149,6 +149,11 @@ class Closed:
 class Request(WsgiToAsgiInstance):
     """One request of Flask, in a thread of its own: the plugin's bridge has one thread for all of a process."""
 
+    def build_environ(self, scope: Scope, body: Any) -> dict[str, Any]:
+        """Return what Flask is given: the body is there as a whole, also one whose length nobody told before."""
+        # Without it Flask takes such an upload for an empty one.
+        return {**super().build_environ(scope, body), "wsgi.input_terminated": True}
+
     async def run_wsgi_app(self, body: Any) -> None:
         """Answer the request, whose body is there."""
         async with free_threads, ThreadSensitiveContext():
