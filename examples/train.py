@@ -81,7 +81,8 @@ def main() -> None:
     location = train()
     bucket = os.environ.get("MLFLOW_ARTIFACT_BUCKET")
     if bucket:
-        found = objects_in_bucket(bucket, location.removeprefix("mlflow-artifacts:/"))
+        path = location.removeprefix("mlflow-artifacts:/").removeprefix(f"gs://{bucket}/")
+        found = objects_in_bucket(bucket, path)
         if not found:
             sys.exit(f"Nothing arrived in gs://{bucket} under {location}.")
         for address in found:
