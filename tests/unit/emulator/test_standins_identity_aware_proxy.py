@@ -122,6 +122,14 @@ def test_an_answer_of_the_backend_is_its_own(iap: Guarded, backend: Backend, tok
     assert asked(iap, token).status_code == 502
 
 
+def test_any_certificate_of_the_backend_is_taken(iap: Guarded, token: str) -> None:
+    # Whose authority the proxy does not know.
+    backend = Backend(iap.tls)
+    iap.proxy._backend = backend.url
+    assert asked(iap, token).status_code == 200
+    backend.close()
+
+
 def test_bodies_of_any_size_pass_as_they_are(iap: Guarded, backend: Backend, token: str) -> None:
     body = os.urandom(3_000_000)
     headers = {"Authorization": f"Bearer {token}", "Content-Encoding": "gzip"}
