@@ -31,8 +31,10 @@ FLAGS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-# MLflow's bundles ask these hosts for an editor, charts and a film; NGINX refuses the assistant to everybody.
-EXPECTED = re.compile(r"https://(cdn\.jsdelivr\.net|cdn\.plot\.ly|mlflow\.org)/|/ajax-api/3\.0/mlflow/assistant/")
+# MLflow's bundles ask these hosts for an editor, charts and a film; NGINX refuses assistant and gateway to everybody.
+EXPECTED = re.compile(
+    r"https://(cdn\.jsdelivr\.net|cdn\.plot\.ly|mlflow\.org)/|/ajax-api/3\.0/mlflow/assistant/|/mlflow/gateway-proxy"
+)
 PATIENCE_MILLISECONDS = 90_000
 
 
