@@ -32,6 +32,7 @@ def main() -> int:
     serve.add_argument("--tls-port", type=int, default=0, help="Google's hosts; 0 is any free port")
     serve.add_argument("--metadata-port", type=int, default=0)
     serve.add_argument("--proxy-port", type=int, default=environment.PROXY_PORT)
+    serve.add_argument("--dns-port", type=int, default=0, help="the public zones of Cloud DNS, over UDP")
     serve.add_argument("--metadata-address", help="answer at this link-local address too (needs NET_ADMIN)")
     serve.add_argument("--no-effects", action="store_true", help="no containers: VMs and databases exist on paper only")
     arguments = parser.parse_args()
@@ -63,13 +64,14 @@ async def _serve(arguments: argparse.Namespace) -> None:
     settings = Settings(
         arguments.state, arguments.listen, arguments.tls_port, arguments.metadata_port, arguments.proxy_port
     )
+    settings.dns_port = arguments.dns_port
     if arguments.metadata_address:
         _add_loopback_address(arguments.metadata_address)
     server = Server(settings, NoEffects())
     if not arguments.no_effects:
         if not (settings.state / "apt").exists():
             ops_agent.build_apt_repository(settings.state / "apt")
-        effects: Effects = DockerEffects((settings.state / "ca.pem").read_text())
+        effects: Effects = DockerEffects((settings.state / "ca.pem").read_text(), settings.state / "acme-roots.pem")
         server.cloud.effects = effects
     await server.start()
     if arguments.no_effects:

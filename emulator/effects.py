@@ -65,6 +65,7 @@ DATABASE_FLAGS = {
 _SQL_PROGRAMS = ("__init__.py", "mysql_front.py", "mysql_instance.py", "sql_front.py", "sql_instance.py")
 _HERE = pathlib.Path(__file__).resolve().parent
 _AUTHORITY_PATH = "usr/local/share/ca-certificates/emulated-cloud.crt"
+_CERTIFICATE_END = "-----END CERTIFICATE-----"
 _MEMORY_DIRECTORIES = {"run": "", "run/lock": "", "tmp": "exec"}
 _BOOT_SECONDS = 90
 _STOP_SECONDS = 30
@@ -217,8 +218,9 @@ class NoEffects:
 class DockerEffects:
     """Effects by the Docker engine that the environment names.
 
-    `authority_pem` is the certificate VMs must trust, `metadata_address` where the emulator answers on the Docker
-    network `network`.
+    `authority_pem` is the certificate VMs must trust, `roots_path` a file, once it is there, with those of the emulated
+    Let's Encrypt, which they trust as well. `metadata_address` is where the emulator answers on the Docker network
+    `network`.
     """
 
     holds_data = True
@@ -226,10 +228,12 @@ class DockerEffects:
     def __init__(
         self,
         authority_pem: str,
+        roots_path: pathlib.Path | None = None,
         metadata_address: str = "198.18.0.2",
         network: str = "mlflow-gcp",
     ) -> None:
         self._authority_pem = authority_pem
+        self._roots_path = roots_path
         self._metadata_address = metadata_address
         self._network = network
         self._placing = threading.Lock()
@@ -244,9 +248,16 @@ class DockerEffects:
         with _explained(f"create the VM {name}"), self._placing:
             domain = f"{zone}.c.{project}.internal"
             container = self._find(f"gce-{name}") or self._make_machine(name, domain, external_ip, image_family)
-            container.put_archive("/", _archive({_AUTHORITY_PATH: (self._authority_pem, 0o644)}))
+            container.put_archive("/", _archive({path: (pem, 0o644) for path, pem in self._trusted().items()}))
         self._boot(container, name)
         return {"ip": self._address(container)}
+
+    def _trusted(self) -> dict[str, str]:
+        """Return the certificates that VMs trust, each by its path in a file of its own, as Debian wants them."""
+        text = self._roots_path.read_text() if self._roots_path and self._roots_path.exists() else ""
+        roots = [f"{root}{_CERTIFICATE_END}\n" for root in text.split(_CERTIFICATE_END) if root.strip()]
+        numbered = {_AUTHORITY_PATH.replace("cloud", f"acme-{number}"): root for number, root in enumerate(roots)}
+        return {_AUTHORITY_PATH: self._authority_pem, **numbered}
 
     def _make_machine(self, name: str, domain: str, external_ip: str | None, image_family: str) -> Container:
         first = external_ip is not None and not self._containers("external-ip")
@@ -254,7 +265,8 @@ class DockerEffects:
             f"gce-{name}",
             f"mlflow-gcp/vm:{image_family}",
             external_ip,
-            aliases=[f"{name}.{domain}", *([_domain(name)] if external_ip else [])],
+            # The deployment's name too: with Docker, what the domain's record would say.
+            aliases=[f"{name}.{domain}", _domain(name)],
             labels={f"{LABEL}.external-ip": external_ip} if external_ip else {},
             hostname=name,
             cap_add=["SYS_ADMIN", "NET_ADMIN"],
@@ -480,7 +492,8 @@ class DockerEffects:
         if not host.endswith(_DOMAIN):
             return None
         with _explained(f"find the VM behind {host}"):
-            serving = [c for c in self._containers("external-ip") if _domain(str(c.name).removeprefix("gce-")) == host]
+            machines = [c for c in self._containers("ip") if str(c.name).startswith("gce-")]
+            serving = [c for c in machines if _domain(str(c.name).removeprefix("gce-")) == host]
             running = [c for c in serving if c.status == "running"]
         return self._address(running[0]) if running else None
 
@@ -586,7 +599,7 @@ def _engine(container: Container) -> Engine:
 
 
 def _domain(name: str) -> str:
-    """Return the operator's name for a VM that has an external address: those of a deployment are numbered."""
+    """Return the operator's name for a VM: those of a deployment are numbered."""
     return re.sub(r"-[0-9]+$", "", name) + _DOMAIN
 
 

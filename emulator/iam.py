@@ -40,6 +40,7 @@ ROLES: dict[str, list[str]] = {
     "roles/compute.admin": ["compute.*"],
     "roles/compute.networkAdmin": ["compute.networks.*", "compute.subnetworks.*", "compute.routers.*", "compute.*.get"],
     "roles/dns.admin": ["dns.*"],
+    "roles/dns.reader": ["dns.*.get", "dns.*.list"],
     "roles/compute.viewer": ["compute.*.get", "compute.*.list"],
     "roles/compute.osLogin": ["compute.instances.get", "compute.instances.osLogin"],
     "roles/compute.osAdminLogin": [
@@ -100,6 +101,7 @@ ROLES: dict[str, list[str]] = {
 _NOT_OWNERS = ("storage.objects.*", *(f"iam.serviceAccounts.{verb}" for verb in _IMPERSONATION))
 _SCOPES = {
     "compute.googleapis.com": "compute",
+    "dns.googleapis.com": "ndev.clouddns",
     "storage.googleapis.com": "devstorage",
     "sqladmin.googleapis.com": "sqlservice",
     "logging.googleapis.com": "logging",

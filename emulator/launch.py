@@ -48,7 +48,7 @@ _PEBBLE = {
         "tlsPort": 443,
     }
 }
-# Pebble asks Docker's own DNS for the operator's domain, which no other DNS knows.
+# Pebble asks Docker's own DNS for the operator's domain, and that asks the emulated cloud's name server for the rest.
 _START_PEBBLE = (
     'printf %s "$PEBBLE_CONFIG" >/tmp/pebble.json && exec pebble -config /tmp/pebble.json -dnsserver 127.0.0.11:53'
 )
@@ -116,7 +116,16 @@ def _ensure_network(engine: docker.DockerClient) -> None:
 def _cloud_options(engine: docker.DockerClient) -> dict[str, Any]:
     endpoint = engine.api.create_endpoint_config(aliases=_HOSTS, ipv4_address=str(ADDRESSES[2]))
     command = ["/opt/venv/bin/python", "-m", "emulator", "serve", "--state", _STATE, "--listen", _ANY_ADDRESS]
-    command += ["--tls-port", "443", "--metadata-port", "80", "--metadata-address", "169.254.169.254"]
+    command += [
+        "--tls-port",
+        "443",
+        "--metadata-port",
+        "80",
+        "--metadata-address",
+        "169.254.169.254",
+        "--dns-port",
+        "53",
+    ]
     return {
         "command": command,
         "working_dir": "/opt/emulated-cloud",
@@ -143,6 +152,7 @@ def _acme_options(engine: docker.DockerClient) -> dict[str, Any]:
         "command": ["/bin/sh", "-c", _START_PEBBLE],
         "environment": {"PEBBLE_CONFIG": json.dumps(_PEBBLE), "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"},
         "volumes": [f"{_VOLUME}:{_STATE}:ro"],
+        "dns": [str(ADDRESSES[2])],
         "networking_config": {_NETWORK: engine.api.create_endpoint_config(aliases=[_ACME_HOST])},
     }
 

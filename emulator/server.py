@@ -23,8 +23,10 @@ from emulator.effects import Effects
 from emulator.errors import ApiError
 from emulator.iam import Access
 from emulator.metadata import Metadata
+from emulator.name_server import NameServer
 from emulator.operations import Operations
 from emulator.proxy import Proxy
+from emulator.services import compute, dns
 from emulator.services.compute_catalog import ZONES
 from emulator.services.iam import new_account
 from emulator.standins import identity_aware_proxy
@@ -71,6 +73,7 @@ class Settings:
     tls_port: int = 0
     metadata_port: int = 0
     proxy_port: int = 0
+    dns_port: int = 0
     operation_seconds: float = 0.2
     # Google answers a wait for an operation that goes on after two minutes.
     longest_wait_seconds: float = 120
@@ -139,14 +142,30 @@ class Server:
         metadata = Metadata(self.cloud, self._fault)
         settings.metadata_port = await self._listen(metadata.answer, settings.listen, settings.metadata_port)
         admin_port = await self._listen(self.administer, "127.0.0.1", 0)
-        self._proxy = Proxy(settings.tls_port, admin_port, self._is_google, self.cloud.effects.address_of_domain)
+        await self._serve_names()
+        self._proxy = Proxy(settings.tls_port, admin_port, self._is_google, self._address_of_domain)
         settings.proxy_port = await self._proxy.start(settings.listen, settings.proxy_port)
         self._saving = asyncio.create_task(self._save_often())
+
+    async def _serve_names(self) -> None:
+        settings = self.settings
+        self._names, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: NameServer(lambda name, kind: dns.served(self.cloud.state, name, kind)),
+            local_addr=(settings.listen, settings.dns_port),
+        )
+        settings.dns_port = self._names.get_extra_info("sockname")[1]
+
+    def _address_of_domain(self, host: str) -> str | None:
+        """Return where the operator reaches a VM by its deployment's name: nowhere when it has no external address."""
+        address = self.cloud.effects.address_of_domain(host)
+        open_ones = (item.get("_ip") for item in compute.instances(self.cloud) if compute.external_ip(item))
+        return address if address in open_ones else None
 
     async def stop(self) -> None:
         """Stops listening, waits for operations, saves the state."""
         self._saving.cancel()
         await self._proxy.stop()
+        self._names.close()
         for runner in self._runners:
             await runner.cleanup()
         await asyncio.to_thread(self.cloud.operations.close)

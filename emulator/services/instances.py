@@ -1,5 +1,6 @@
 """Compute Engine instances: machines that exist outside the state too."""
 
+import copy
 from collections import Counter
 
 from emulator import quotas
@@ -87,13 +88,20 @@ def _place_network(call: Call, instance: Resource) -> None:
         address = interface.get("networkIP") or compute.free_internal(call.cloud, interface["subnetwork"])
         interface |= {"kind": "compute#networkInterface", "name": f"nic{index}", "networkIP": address}
         interface |= {"stackType": "IPV4_ONLY", "fingerprint": fingerprint(interface)}
-        for config in interface.get("accessConfigs", []):
-            wanted = config.get("natIP")
-            if wanted:
-                _check_external(call, wanted, region, f"{field}.accessConfigs[0].natIP")
-            config |= {"natIP": wanted or compute.free_external(call.cloud), "kind": "compute#accessConfig"}
-            defaults = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
-            config |= {name: config.get(name, value) for name, value in defaults.items()}
+        configs = interface.get("accessConfigs", [])
+        if len(configs) > 1:
+            raise invalid(f"{field}.accessConfigs", len(configs), "At most one access config is supported.")
+        for config in configs:
+            _complete_access(call, config, region, f"{field}.accessConfigs[0].natIP")
+
+
+def _complete_access(call: Call, config: Resource, region: str, field: str) -> None:
+    wanted = config.get("natIP")
+    if wanted:
+        _check_external(call, wanted, region, field)
+    config |= {"natIP": wanted or compute.free_external(call.cloud), "kind": "compute#accessConfig"}
+    defaults = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
+    config |= {name: config.get(name, value) for name, value in defaults.items()}
 
 
 def _check_external(call: Call, address: str, region: str, field: str) -> None:
@@ -302,6 +310,41 @@ def _set(call: Call) -> Resource:
 
 for _verb in _SETTERS:
     serves(f"compute.instances.{_verb}", permission=f"compute.instances.{_verb}")(_set)
+
+
+def _interface(call: Call) -> tuple[str, Resource, Resource]:
+    """Return an instance's path, and copies of it and of the network interface in it that a call names."""
+    path, found = _instance(call)
+    instance = copy.deepcopy(found)
+    name = call.parameters["networkInterface"]
+    for interface in instance["networkInterfaces"]:
+        if interface["name"] == name:
+            return path, instance, interface
+    raise invalid("networkInterface", name, "The network interface does not exist.")
+
+
+@serves("compute.instances.addAccessConfig", permission="compute.instances.addAccessConfig")
+def _add_access(call: Call) -> Resource:
+    path, instance, interface = _interface(call)
+    if interface.get("accessConfigs"):
+        message = "At most one access config currently supported."
+        raise invalid("networkInterface", interface["name"], message)
+    region = f"{BASE}projects/{call.parameters['project']}/regions/{call.parameters['zone'][:-2]}"
+    config = dict(call.body or {})
+    _complete_access(call, config, region, "natIP")
+    _check_quotas(call, Counter({"IN_USE_ADDRESSES": 1}))
+    interface["accessConfigs"] = [config]
+    return compute.replace(call, path, instance)
+
+
+@serves("compute.instances.deleteAccessConfig", permission="compute.instances.deleteAccessConfig")
+def _delete_access(call: Call) -> Resource:
+    path, instance, interface = _interface(call)
+    name = call.parameters["accessConfig"]
+    if name not in [config["name"] for config in interface.get("accessConfigs", [])]:
+        raise invalid("accessConfig", name, "The access config does not exist.")
+    del interface["accessConfigs"]
+    return compute.replace(call, path, instance)
 
 
 @serves("compute.disks.resize", permission="compute.disks.update")

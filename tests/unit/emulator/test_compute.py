@@ -147,6 +147,28 @@ def test_an_instance_takes_reserved_addresses_only_and_holds_them(cloud: Any, su
     assert cloud.refused("DELETE", subnetwork["selfLink"])["code"] == 400
 
 
+def test_an_external_address_is_given_and_taken_while_a_machine_runs(cloud: Any, subnetwork: dict[str, Any]) -> None:
+    del subnetwork
+    instance = insert(cloud, f"{ZONE}/instances", machine())
+    link, address = instance["selfLink"], insert(cloud, f"{REGION}/addresses", {"name": "mlflow"})
+    config = {"name": "External NAT", "natIP": address["address"]}
+    assert cloud.refused("POST", f"{link}/addAccessConfig?networkInterface=nic1", config)["code"] == 400
+    stray = {"natIP": "198.18.0.99"}
+    assert cloud.refused("POST", f"{link}/addAccessConfig?networkInterface=nic0", stray)["code"] == 400
+
+    cloud.done(cloud.call("POST", f"{link}/addAccessConfig?networkInterface=nic0", config))
+    interface = cloud.call("GET", link)["networkInterfaces"][0]
+    assert [one["natIP"] for one in interface["accessConfigs"]] == [address["address"]]
+    assert cloud.refused("POST", f"{link}/addAccessConfig?networkInterface=nic0", {})["code"] == 400
+    assert cloud.refused("DELETE", address["selfLink"])["code"] == 400
+
+    taking = f"{link}/deleteAccessConfig?networkInterface=nic0&accessConfig="
+    assert cloud.refused("POST", f"{taking}other")["code"] == 400
+    cloud.done(cloud.call("POST", f"{taking}External NAT"))
+    assert "accessConfigs" not in cloud.call("GET", link)["networkInterfaces"][0]
+    cloud.done(cloud.call("DELETE", address["selfLink"]))
+
+
 def test_an_instance_is_protected_stopped_changed_and_deleted(cloud: Any, subnetwork: dict[str, Any]) -> None:
     del subnetwork
     instance = insert(cloud, f"{ZONE}/instances", machine(deletionProtection=True))
