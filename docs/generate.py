@@ -61,8 +61,8 @@ def members(value: Any) -> Iterator[dict[str, Any]]:
         if value.get("kind") in KINDS:
             yield value
         for key, content in value.items():
-            # The resource whose policy gcp_iam changes is stated elsewhere.
-            if key not in {"resource", "body"}:
+            # The resource whose policy gcp_iam changes is stated elsewhere; what is only read is not stated.
+            if key not in {"resource", "body", f"{PREFIX}gcp_resource_info"}:
                 yield from members(content)
     elif isinstance(value, list):
         for element in value:

@@ -24,7 +24,13 @@ options:
             description: Kind of the resource.
             type: str
             required: true
-            choices: [project, storage.buckets, secretmanager.secrets, iam.serviceAccounts, cloudkms.cryptoKeys]
+            choices:
+              - project
+              - storage.buckets
+              - secretmanager.secrets
+              - iam.serviceAccounts
+              - cloudkms.cryptoKeys
+              - dns.managedZones
           name:
             description:
               - Name of the resource, the account ID of a service account.

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import http.client
 import os
+import socket
 import ssl
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,17 @@ import requests
 
 TIMEOUT_SECONDS = 30
 FOREIGN_HOST = "not-this-server.invalid"
+
+
+def go_to(address: str, domain: str) -> None:
+    """Let this process find a domain at an address, whatever DNS says, and without a proxy."""
+    ask = socket.getaddrinfo
+
+    def found(host: Any, *arguments: Any, **options: Any) -> Any:
+        return ask(address if host == domain else host, *arguments, **options)
+
+    vars(socket)["getaddrinfo"] = found
+    os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "*")
 
 
 def certificate_facts(peer: dict[str, Any], now: datetime.datetime) -> dict[str, Any]:

@@ -38,6 +38,7 @@ RESOURCES = {
     "secretmanager.secrets": ("secretmanager.v1", "projects.secrets"),
     "iam.serviceAccounts": ("iam.v1", "projects.serviceAccounts"),
     "cloudkms.cryptoKeys": ("cloudkms.v1", "projects.locations.keyRings.cryptoKeys"),
+    "dns.managedZones": ("dns.v1", "managedZones"),
 }
 
 # How modules take policies.

@@ -66,7 +66,12 @@ PERMISSIONS = {
     "roles/iam.roleAdmin": ("iam.roles.create",),
     "roles/storage.admin": ("storage.buckets.create",),
     "roles/cloudsql.admin": ("cloudsql.databases.create", "cloudsql.instances.create", "cloudsql.users.create"),
-    "roles/dns.admin": ("dns.changes.create", "dns.managedZones.create", "dns.resourceRecordSets.create"),
+    "roles/dns.admin": (
+        "dns.changes.create",
+        "dns.managedZones.create",
+        "dns.managedZones.setIamPolicy",
+        "dns.resourceRecordSets.create",
+    ),
     "roles/secretmanager.admin": ("secretmanager.secrets.create",),
     "roles/logging.configWriter": ("logging.logMetrics.create", "logging.sinks.create"),
     "roles/monitoring.editor": (
@@ -134,6 +139,7 @@ _EXISTING = {
     "platform_existing_service_account": re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]"),
     "platform_existing_certificate": re.compile(r"[A-Za-z0-9_-]{1,255}"),
     "platform_dns_zone": _RESOURCE_NAME,
+    "platform_acme_dns_zone": _RESOURCE_NAME,
 }
 # Cloud SQL has this range for itself: https://cloud.google.com/sql/docs/postgres/private-ip
 _SQL_RANGE = ipaddress.IPv4Network("172.17.0.0/16")
@@ -294,8 +300,17 @@ def _check_names(checker: _Checker) -> None:
             )
 
 
+def is_proven_by_record(variables: Mapping[str, Any]) -> bool:
+    """Say whether the certificate is one of Let's Encrypt's that a record in a public zone proves the domain for."""
+    is_own = not variables.get("platform_existing_certificate") and variables["platform_mlflow_authentication"] != "iap"
+    return is_own and variables["platform_external_address_enabled"] is False
+
+
 def _check_existing(checker: _Checker) -> None:
+    zones = [checker.variables.get(f"platform_{name}") for name in ("dns_zone", "acme_dns_zone")]
     for variable, pattern in _EXISTING.items():
+        if variable == "platform_acme_dns_zone" and zones[0] == zones[1]:
+            continue
         if checker.variables.get(variable) != "":
             fix = "write its name alone, without a path, an @ or a domain; or leave it out, to have it made"
             checker.matches(variable, pattern, "not a name of such a thing", fix)
@@ -345,6 +360,7 @@ def _check_reach(checker: _Checker) -> None:
         "not an https URL",
         "write an ACME directory, such as https://acme-v02.api.letsencrypt.org/directory",
     )
+    _check_proof(checker)
     checker.networks("platform_https_source_ranges")
     checker.networks("platform_http_source_ranges")
     for variable in ("platform_operators", "platform_artifact_users"):
@@ -361,6 +377,23 @@ def _check_reach(checker: _Checker) -> None:
     elif users and not is_direct:
         problem = "given, and artifacts go through the server, which needs nobody's rights on the bucket but its own"
         checker.add("platform_artifact_users", problem, "write platform_artifact_access: direct, or leave it out")
+
+
+def _check_proof(checker: _Checker) -> None:
+    """Refuse a server without an external address whose certificate nothing proves, and a zone that proves nothing."""
+    variables, zone = checker.variables, checker.variables.get("platform_acme_dns_zone")
+    if not isinstance(variables.get("platform_external_address_enabled"), bool):
+        checker.add("platform_external_address_enabled", "not a boolean", "write true or false, without quotes")
+    elif is_proven_by_record(variables) and not zone:
+        problem = "empty, and without an external address the certificate is proven by a record in a public zone"
+        fix = (
+            "write platform_dns_zone, the zone of the domain, and this one beside it where that zone is private;"
+            " or platform_existing_certificate"
+        )
+        checker.add("platform_acme_dns_zone", problem, fix)
+    elif zone and zone != variables.get("platform_dns_zone") and not is_proven_by_record(variables):
+        problem = "given, and no certificate is proven by a record: that takes platform_external_address_enabled: false"
+        checker.add("platform_acme_dns_zone", problem, "leave it out")
 
 
 def _check_machines(checker: _Checker) -> None:

@@ -21,6 +21,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.preflight import 
     SPARED_PERMISSIONS,
     Problem,
     bucket_variables,
+    is_proven_by_record,
 )
 
 Json = dict[str, Any]
@@ -152,8 +153,14 @@ def questions(variables: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         urls["certificate"] = f"{secrets}/{get['existing_certificate']}/versions/latest"
     if get["oidc_client_secret_name"]:
         urls["client secret"] = f"{secrets}/{get['oidc_client_secret_name']}/versions/latest"
+    zones = f"https://dns.googleapis.com/dns/v1/projects/{project}/managedZones"
     if get["dns_zone"]:
-        urls["zone"] = f"https://dns.googleapis.com/dns/v1/projects/{project}/managedZones/{get['dns_zone']}"
+        urls["zone"] = f"{zones}/{get['dns_zone']}"
+    if is_proven_by_record(variables) and get["acme_dns_zone"]:
+        urls["certificate's zone"] = f"{zones}/{get['acme_dns_zone']}"
+        urls["zones"] = zones
+    if get["existing_network"] and not get["external_address_enabled"]:
+        urls["routers"] = f"{region}/routers"
     of_key: dict[str, tuple[Any, ...]] = {}
     if get["kms_key"]:
         key = f"https://cloudkms.googleapis.com/v1/{get['kms_key']}"
@@ -182,6 +189,10 @@ def _needed_permissions(variables: Mapping[str, Any]) -> dict[str, list[str]]:
         if (bool(variables[variable]) if isinstance(value, bool) else variables[variable]) == value
         for permission in permissions
     }
+    if is_proven_by_record(variables):
+        spared.discard("iam.roles.create")
+    else:
+        spared.add("dns.managedZones.setIamPolicy")
     return {role: [one for one in permissions if one not in spared] for role, permissions in PERMISSIONS.items()}
 
 
@@ -230,6 +241,8 @@ def _organization(seen: Seen) -> Iterator[Finding]:
     """What an organization forbids, where these credentials may see it: many owners of projects may not."""
     names = {key: seen[key] for key in ("project", "zone", "server_name")}
     for constraint, pattern in _CONSTRAINTS.items():
+        if constraint == "compute.vmExternalIpAccess" and not seen["external_address_enabled"]:
+            continue
         policy = (seen.found(constraint) or {}).get("listPolicy", {})
         allowed, denied = policy.get("allowedValues", []), policy.get("deniedValues", [])
         value = pattern.format(**names)
@@ -317,6 +330,19 @@ def _existing_network(seen: Seen) -> Iterator[Finding]:
                 " or write platform_sql_private_service_connect_enabled: true"
             )
             yield seen.problem("platform_existing_network", problem, fix)
+    yield from _way_out(seen)
+
+
+def _way_out(seen: Seen) -> Iterator[Finding]:
+    """A note at most: a proxy, or a route through a network of one's own, may be meant."""
+    routers = (seen.found("routers") or {}).get("items", [])
+    if "routers" in seen.answers and not any(
+        _last(one["network"]) == seen["network_name"] and one.get("nats") for one in routers
+    ):
+        yield (
+            f"The network {seen['network_name']} has no Cloud NAT in {seen['region']}, and the server no external"
+            " address: see that it reaches Debian's packages, PyPI and the certificate authority otherwise."
+        )
 
 
 def _existing_subnetwork(seen: Seen) -> Iterator[Finding]:
@@ -438,13 +464,46 @@ def _zone(seen: Seen) -> Iterator[Finding]:
     elif not f".{seen['domain']}.".endswith(f".{zone['dnsName']}"):
         problem = f"it is the zone of {zone['dnsName']}, in which {seen['domain']} is not"
         yield seen.problem("platform_dns_zone", problem, "write the zone of the domain, or leave it empty")
-    elif zone.get("visibility", "public") != "public":
+    elif zone.get("visibility", "public") != "public" and seen["external_address_enabled"]:
         yield seen.problem("platform_dns_zone", "it is private, so users do not see it", "write a public zone")
+
+
+def _acme_zone(seen: Seen) -> Iterator[Finding]:
+    """Debian's Certbot takes the innermost public zone of the domain, and no name for it."""
+    question = "certificate's zone"
+    if question not in seen.answers:
+        return
+    variable, zone = "platform_acme_dns_zone", seen.found(question)
+    if zone is None:
+        if seen["acme_dns_zone"] != seen["dns_zone"]:
+            yield _not_there(seen, variable, "public managed zone", "gcloud dns managed-zones list")
+        return
+    if not f".{seen['domain']}.".endswith(f".{zone['dnsName']}"):
+        # Which the domain's own zone has been told already.
+        if seen["acme_dns_zone"] != seen["dns_zone"]:
+            problem = f"it is the zone of {zone['dnsName']}, in which {seen['domain']} is not"
+            yield seen.problem(variable, problem, "write a public zone of the domain")
+        return
+    if zone.get("visibility", "public") != "public":
+        problem = "it is private, so the certificate authority does not see the record that proves the domain"
+        yield seen.problem(variable, problem, "write a public zone of the domain; this one may stay platform_dns_zone")
+        return
+    nearer = [
+        one["name"]
+        for one in (seen.found("zones") or {}).get("managedZones", [])
+        if one.get("visibility", "public") == "public"
+        and f".{seen['domain']}.".endswith(f".{one['dnsName']}")
+        and len(one["dnsName"]) > len(zone["dnsName"])
+    ]
+    if nearer:
+        problem = f"the domain is in the public zone {nearer[0]} as well, which is nearer, and which Certbot takes"
+        yield seen.problem(variable, problem, f"write {nearer[0]}")
 
 
 def _not_there(seen: Seen, variable: str, what: str, listing: str) -> Problem:
     question = {
         "managed zone": "zone",
+        "public managed zone": "certificate's zone",
         "secret with a version": "certificate",
         "service account": "account",
         "Cloud SQL instance": "sql instance",
@@ -491,8 +550,8 @@ def _quotas(seen: Seen) -> Iterator[Finding]:
         ("platform_project", "FIREWALLS", 1, rules),
         ("platform_project", "CPUS_ALL_REGIONS", cpus, ["server"]),
         ("platform_region", "CPUS" if machine in _PLAIN_CPUS else f"{machine.upper()}_CPUS", cpus, ["server"]),
-        ("platform_region", "IN_USE_ADDRESSES", 1, ["server"]),
-        ("platform_region", "STATIC_ADDRESSES", 1, ["address"]),
+        ("platform_region", "IN_USE_ADDRESSES", int(seen["external_address_enabled"]), ["server"]),
+        ("platform_region", "STATIC_ADDRESSES", int(seen["external_address_enabled"]), ["address"]),
         (
             "platform_region",
             _DISK_QUOTAS.get(seen.variables["gcp_instance_disk_type"], ""),
@@ -533,6 +592,8 @@ def _ranges(seen: Seen) -> Iterator[Finding]:
 def _domain(seen: Seen) -> Iterator[Finding]:
     """A note at most: a name not set yet is what a first run finds, and a proxy in between may be meant."""
     address = (seen.found("address") or {}).get("address")
+    if not seen["external_address_enabled"]:
+        address = (seen.found("server") or {}).get("networkInterfaces", [{}])[0].get("networkIP")
     # What this machine alone is told says nothing of what users see.
     seen_by_others = [one for one in seen.resolved if not ipaddress.ip_address(one).is_loopback]
     strangers = [one for one in seen_by_others if one != address]
@@ -557,6 +618,7 @@ PROVISION_CHECKS = (
     _existing_service_account,
     _secrets,
     _zone,
+    _acme_zone,
     _key,
     _quotas,
     _ranges,

@@ -741,6 +741,31 @@ class Record(Resource):
         self.send("patch", "Changing", self.compare.without_outputs(self.compare.merged(body, actual)))
 
 
+class Machine(Resource):
+    """A virtual machine, whose external address is what changes of its network while it runs.
+
+    https://cloud.google.com/compute/docs/ip-addresses/configure-static-external-ip-address#assign_new_instance
+    """
+
+    def _is_immutable(self, path: str) -> bool:
+        return not path.startswith("networkInterfaces.accessConfigs") and super()._is_immutable(path)
+
+    def update(self, body: Json, actual: Json) -> None:
+        """Take and give external addresses, of which an interface has one, then change the rest."""
+        field, inner = "networkInterfaces", "accessConfigs"
+        for wanted, card in zip(body.get(field) or [], actual.get(field) or [], strict=False):
+            sides = [{field: [{inner: one.get(inner) or []}]} for one in (wanted, card)]
+            if inner not in wanted or not self.compare.differences(*sides):
+                continue
+            place = {"networkInterface": card["name"]}
+            for config in card.get(inner) or []:
+                query = {**place, "accessConfig": config["name"]}
+                self.send("deleteAccessConfig", "Taking the external address from", None, query)
+            for config in wanted[inner] or []:
+                self.send("addAccessConfig", "Giving the external address to", config, place)
+        super().update({key: value for key, value in body.items() if key != field}, actual)
+
+
 class Role(Resource):
     """A project's own role. Google keeps a deleted one for a week, and its name for five more.
 
@@ -764,6 +789,7 @@ class Role(Resource):
 
 
 SPECIAL = {
+    "compute.instances": Machine,
     "iam.roles": Role,
     "bigquery.datasets": Dataset,
     "serviceusage.services": Service,

@@ -27,7 +27,13 @@ options:
         description: See O(policies[].resource.kind).
         type: str
         required: true
-        choices: [project, storage.buckets, secretmanager.secrets, iam.serviceAccounts, cloudkms.cryptoKeys]
+        choices:
+          - project
+          - storage.buckets
+          - secretmanager.secrets
+          - iam.serviceAccounts
+          - cloudkms.cryptoKeys
+          - dns.managedZones
       name:
         description: See O(policies[].resource.name).
         type: str

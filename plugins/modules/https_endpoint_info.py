@@ -17,6 +17,10 @@ options:
     description: Name of the server, without a scheme.
     type: str
     required: true
+  address:
+    description:
+      - Where the server is looked for, whatever DNS says and without a proxy, such as V(127.0.0.1) on itself.
+    type: str
   path:
     description: Path to ask for.
     type: str
@@ -91,12 +95,18 @@ except ImportError as error:
 def main() -> None:
     """Read, and tell a certificate that is not trusted from a server that does not answer."""
     module = AnsibleModule(
-        argument_spec={"domain": {"type": "str", "required": True}, "path": {"type": "str", "default": "/"}},
+        argument_spec={
+            "domain": {"type": "str", "required": True},
+            "address": {"type": "str"},
+            "path": {"type": "str", "default": "/"},
+        },
         supports_check_mode=True,
     )
     if MISSING:
         module.fail_json(msg=missing_required_lib("requests"), exception=MISSING)
     domain = module.params["domain"]
+    if module.params["address"]:
+        https_endpoint.go_to(module.params["address"], domain)
     try:
         seen = https_endpoint.read(domain, module.params["path"])
     except requests.exceptions.SSLError as error:

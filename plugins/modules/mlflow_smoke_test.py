@@ -33,6 +33,9 @@ options:
   socket:
     description: Unix socket on which the server answers, on the machine that runs the module; O(url) is then V(http://localhost).
     type: path
+  address:
+    description: Where the host of O(url) is looked for, whatever DNS says and without a proxy, such as V(127.0.0.1).
+    type: str
   work_as:
     description:
       - Who does the work. A V(user) is made for it. The V(administrator) does it where a provider elsewhere says who
@@ -102,6 +105,7 @@ next_command:
 
 import base64
 import pathlib
+from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
@@ -110,7 +114,7 @@ try:
     import google.auth.exceptions
     import google.auth.transport.requests
     import requests
-    from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import mlflow_smoke_test
+    from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import https_endpoint, mlflow_smoke_test
 
     MISSING = None
 except ImportError as error:
@@ -140,6 +144,7 @@ def main() -> None:
             "admin_password_secret": {"type": "str", "no_log": False},
             "admin_password_path": {"type": "path", "no_log": False},
             "socket": {"type": "path"},
+            "address": {"type": "str"},
             "work_as": {"type": "str", "choices": ["user", "administrator", "anybody"], "default": "user"},
             "admin_username": {"type": "str", "default": "admin"},
             "server": {"type": "str", "default": "the server"},
@@ -148,7 +153,7 @@ def main() -> None:
             ("work_as", who, ("admin_password_secret", "admin_password_path"), True)
             for who in ("user", "administrator")
         ],
-        mutually_exclusive=[("admin_password_secret", "admin_password_path")],
+        mutually_exclusive=[("admin_password_secret", "admin_password_path"), ("socket", "address")],
         required_by={"admin_password_secret": ["project"]},
         supports_check_mode=True,
     )
@@ -174,6 +179,8 @@ def main() -> None:
         )
     if options["socket"]:
         mlflow_smoke_test.connect_to(options["socket"])
+    if options["address"]:
+        https_endpoint.go_to(options["address"], urlsplit(options["url"]).hostname or "")
     try:
         used = mlflow_smoke_test.run(options["url"], admin, options["work_as"] == "user")
     except mlflow_smoke_test.SmokeTestError as error:

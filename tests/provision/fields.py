@@ -58,6 +58,8 @@ FIXED = {
     "monitoring.alertPolicies mlflow-drill-failed: conditions": "has one condition, as it matches a log",
     "monitoring.alertPolicies mlflow-gc-failed: conditions": "has one condition, as it matches a log",
     "storage.buckets demo-project-mlflow-backups: versioning.enabled": "is not for a bucket with a retention policy",
+    "networkInterfaces.accessConfigs.name": "stands beside a link, which is resolved in what the roles state alone",
+    "networkInterfaces.accessConfigs.type": "ONE_TO_ONE_NAT is its only value beside a link",
     "settings.ipConfiguration.privateNetwork": "takes another network that is peered with Google's",
 }
 # What some of the values above refer to.

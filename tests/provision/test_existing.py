@@ -40,7 +40,7 @@ EXISTING = {
 PROVISION = ("playbooks/preflight.yml", "playbooks/provision.yml")
 CONFIRMED = ("-e", f"platform_destroy_project={PROJECT}")
 # Backup sets outlive the deployment; a role that is deleted could not be made again for weeks.
-STAYING = ("-mlflow-backups", "/roles/mlflow_server")
+STAYING = ("-mlflow-backups", "/roles/mlflow_server", "/roles/mlflow_certificate")
 LOGS = ("-e", f"platform_destroy_logs={PROJECT}-mlflow-logs")
 NAMED = (*CONFIRMED, *LOGS, "-e", "platform_destroy_database=shared-db")
 RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(\d+)", re.MULTILINE)

@@ -1,5 +1,7 @@
 import json
+import pathlib
 
+import pytest
 from testinfra.host import Host
 
 LIVE = "/etc/letsencrypt/live/mlflow.test"
@@ -110,3 +112,52 @@ def test_a_name_without_address_is_explained(host: Host, converge) -> None:
     assert "a DNS record with 203.0.113.7 (dig +short absent.test)" in " ".join(done.stdout.split())
     assert "port 80 is open" in done.stdout
     assert certificate(host, "-serial") == before
+
+
+CLOUD_DNS = pathlib.Path(__file__).parents[1] / "cloud_dns.yml"
+BY_RECORD = {
+    "certbot_challenge": "dns-01",
+    "certbot_directory_url": "https://acme.test:14001/dir",
+    "certbot_dns_propagation_seconds": 0,
+    "certbot_dns_zone": "test",
+}
+SETTINGS = "/etc/letsencrypt/renewal/mlflow.test.conf"
+
+
+@pytest.mark.long
+def test_a_record_in_cloud_dns_proves_the_domain_as_port_80_does(host: Host, converge) -> None:
+    begun = converge(playbook=CLOUD_DNS)
+    assert begun.returncode == 0, begun.stdout
+    before = certificate(host, "-serial")
+    check = converge("--check", **BY_RECORD)
+    assert "Would request a certificate for mlflow.test from https://acme.test:14001/dir" in check.stdout, check.stdout
+    assert certificate(host, "-serial") == before
+    assert not host.package("python3-certbot-dns-google").is_installed
+
+    done = converge(**BY_RECORD)
+    assert done.returncode == 0, done.stdout
+    proven = certificate(host, "-serial")
+    assert proven != before
+    assert host.file(SETTINGS).contains("^authenticator = dns-google$")
+    assert "changed=0 " in converge(**BY_RECORD).stdout
+    host.check_output("certbot renew --force-renewal --no-random-sleep-on-renew")
+    renewed = certificate(host, "-serial")
+    assert renewed != proven
+
+    host.check_output("touch /run/denied")
+    try:
+        denied = converge(**{**BY_RECORD, "certbot_dns_propagation_seconds": 1})
+    finally:
+        host.check_output("rm /run/denied")
+    assert denied.returncode != 0
+    said = " ".join(denied.stdout.replace("\\n", " ").split())
+    assert "Check that the public zone test is the one that the world asks" in said, said
+    assert "403" in said
+    assert certificate(host, "-serial") == renewed
+    assert converge(**BY_RECORD).returncode == 0
+
+    # And back.
+    back = converge()
+    assert back.returncode == 0, back.stdout
+    assert host.file(SETTINGS).contains("^authenticator = webroot$")
+    assert "changed=0 " in converge().stdout

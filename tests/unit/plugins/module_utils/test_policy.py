@@ -152,6 +152,7 @@ def test_only_exclusive_and_absent_take_what_others_log(mode, wanted, logged):
         ("secretmanager.secrets", "/v1/projects/demo/secrets/a"),
         ("iam.serviceAccounts", "/v1/projects/demo/serviceAccounts/a@demo.iam.gserviceaccount.com"),
         ("cloudkms.cryptoKeys", f"/v1/{KEY}"),
+        ("dns.managedZones", "/dns/v1/projects/demo/managedZones/a"),
     ],
 )
 def test_each_kind_has_its_own_way(cloud, google, kind, path):

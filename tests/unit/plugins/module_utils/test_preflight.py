@@ -57,6 +57,8 @@ GOOD: dict[str, Any] = {
     "platform_existing_service_account": "",
     "platform_existing_certificate": "",
     "platform_dns_zone": "",
+    "platform_acme_dns_zone": "",
+    "platform_external_address_enabled": True,
     "platform_network_name": "mlflow",
     "platform_sql_instance": "mlflow",
     "mlflow_version": "3.17.2",
@@ -268,6 +270,43 @@ def test_all_that_is_wrong_with_signing_in_is_said_at_once(inventory_dir: Path) 
     wrong = {**BY_PROXY, "platform_iap_audience": "", "platform_mlflow_users": [{"name": "ann"}, {"name": "bob"}]}
     found = preflight.check_inventory({**GOOD, **wrong}, inventory_dir)
     assert len(found) == 3
+
+
+PRIVATE = {"platform_external_address_enabled": False}
+PROVEN = {**PRIVATE, "platform_acme_dns_zone": "example-com"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {**PROVEN, "platform_dns_zone": "example-com"},
+        {**PROVEN, "platform_dns_zone": "inside"},
+        PROVEN,
+        {**PRIVATE, "platform_existing_certificate": "certificate"},
+        {**PRIVATE, **BY_PROXY},
+    ],
+)
+def test_a_server_may_have_no_public_address(inventory_dir: Path, variables: dict[str, Any]) -> None:
+    assert preflight.check_inventory({**GOOD, **variables}, inventory_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "variable"),
+    [
+        (PRIVATE, "platform_acme_dns_zone"),
+        ({**PROVEN, "platform_acme_dns_zone": "example.com"}, "platform_acme_dns_zone"),
+        ({"platform_acme_dns_zone": "example-com"}, "platform_acme_dns_zone"),
+        ({**PROVEN, "platform_existing_certificate": "certificate"}, "platform_acme_dns_zone"),
+        ({"platform_external_address_enabled": "no"}, "platform_external_address_enabled"),
+        ({"platform_dns_zone": "a.b", "platform_acme_dns_zone": "a.b"}, "platform_dns_zone"),
+    ],
+)
+def test_how_the_domain_is_proven_is_said_without_contradiction(
+    inventory_dir: Path, variables: dict[str, Any], variable: str
+) -> None:
+    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
+    assert found.variable == variable
+    assert str(inventory_dir) in found.fix
 
 
 BY_OPENID = {

@@ -49,6 +49,9 @@ VARIABLES: dict[str, Any] = {
     "platform_existing_certificate": "",
     "platform_oidc_client_secret_name": "",
     "platform_dns_zone": "",
+    "platform_acme_dns_zone": "",
+    "platform_external_address_enabled": True,
+    "platform_mlflow_authentication": "basic",
     "platform_kms_key": "",
     "gcp_instance_disk_type": "pd-balanced",
 }
@@ -400,6 +403,60 @@ def test_what_is_there_already_and_not_fit_is_refused(
     assert "inventories/prod" in problem.fix
     # It may go all the same.
     assert check(answers, EXISTING, for_removal=True) == ([], [])
+
+
+WITHIN = {
+    "platform_external_address_enabled": False,
+    "platform_dns_zone": "inside",
+    "platform_acme_dns_zone": "outside",
+}
+PRIVATE_ZONE = (200, {"name": "inside", "dnsName": "mlflow.example.com.", "visibility": "private"})
+PUBLIC_ZONE = (200, {"name": "outside", "dnsName": "example.com.", "visibility": "public"})
+GOOD_WITHIN: dict[str, Response] = {
+    "managedZones/inside": PRIVATE_ZONE,
+    "managedZones/outside": PUBLIC_ZONE,
+    "managedZones": (200, {"managedZones": [PRIVATE_ZONE[1], PUBLIC_ZONE[1]]}),
+    # Of no concern to a server that has none.
+    REGION: (200, {"zones": ZONES, "quotas": quotas(STATIC_ADDRESSES=(0, 0), IN_USE_ADDRESSES=(0, 0))}),
+    "compute.vmExternalIpAccess": (200, {"listPolicy": {"allValues": "DENY"}}),
+    SERVER: (200, {**LABELLED, "networkInterfaces": [{"networkIP": "10.10.0.2"}]}),
+    DISK: (200, {}),
+}
+
+
+def test_a_server_without_a_public_address_is_proven_by_a_public_zone_beside_a_private_one() -> None:
+    assert check(GOOD_WITHIN, WITHIN, ("10.10.0.2",)) == ([], [])
+    lacking = {**GOOD_WITHIN, HELD: without("dns.managedZones.setIamPolicy", "iam.roles.create")}
+    (problem,), _ = check(lacking, {**WITHIN, "platform_backup_enabled": False})
+    assert problem.problem == "these credentials lack iam.roles.create, dns.managedZones.setIamPolicy"
+    assert "10.10.0.2" in check(GOOD_WITHIN, WITHIN, ("192.0.2.7",))[1][0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"managedZones/outside": (404, {})}, "no public managed zone of this name"),
+        ({"managedZones/outside": (200, {**PUBLIC_ZONE[1], "dnsName": "example.org."})}, "zone of example.org."),
+        ({"managedZones/outside": (200, {**PUBLIC_ZONE[1], "visibility": "private"})}, "it is private"),
+        (
+            {"managedZones": (200, {"managedZones": [{"name": "nearer", "dnsName": "mlflow.example.com."}]})},
+            "the public zone nearer as well",
+        ),
+    ],
+)
+def test_a_zone_that_cannot_prove_the_domain_is_refused(answers: dict[str, Response], expected: str) -> None:
+    (problem,), _ = check({**GOOD_WITHIN, **answers}, WITHIN)
+    assert problem.variable == "platform_acme_dns_zone"
+    assert expected in problem.problem
+
+
+def test_a_way_out_of_a_network_that_is_there_is_noted_where_it_is_not_seen() -> None:
+    variables = {**EXISTING, **WITHIN, "platform_existing_certificate": "certificate"}
+    routers = {"items": [{"network": f"{GLOBAL}/shared", "nats": [{}]}]}
+    answers = {**GOOD_EXISTING, **GOOD_WITHIN}
+    assert check({**answers, "regions/europe-west1/routers": (200, routers)}, variables) == ([], [])
+    problems, (note,) = check(answers, variables)
+    assert (problems, "has no Cloud NAT in europe-west1" in note) == ([], True)
 
 
 def test_an_instance_in_another_network_or_without_iam_is_refused() -> None:

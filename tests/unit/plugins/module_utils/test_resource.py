@@ -296,10 +296,53 @@ def test_a_vms_fields_are_set_one_by_one(cloud, google):
     assert len(sent) == 4
 
 
+ACCESS = {"name": "External NAT", "type": "ONE_TO_ONE_NAT", "natIP": "203.0.113.9"}
+OTHER_ACCESS = {"name": "external-nat", "type": "ONE_TO_ONE_NAT", "natIP": "203.0.113.10"}
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "sent"),
+    [
+        ([], [ACCESS], [("addAccessConfig", "nic0", ACCESS)]),
+        ([ACCESS], [], [("deleteAccessConfig", "nic0", "External NAT")]),
+        (
+            [OTHER_ACCESS],
+            [ACCESS],
+            [("deleteAccessConfig", "nic0", "external-nat"), ("addAccessConfig", "nic0", ACCESS)],
+        ),
+        ([{**ACCESS, "kind": "compute#accessConfig", "networkTier": "PREMIUM"}], [ACCESS], []),
+        ([], [], []),
+    ],
+)
+def test_a_vm_gets_its_external_address_and_loses_it_while_it_runs(cloud, google, present, wanted, sent):
+    google.store[VM] = {
+        "networkInterfaces": [{"name": "nic0", "accessConfigs": present}] if present else [{"name": "nic0"}]
+    }
+    google.special["AccessConfig"] = lambda _: {"name": "o", "status": "DONE"}
+    plan, _ = ensure(cloud, "compute.instances", {"networkInterfaces": [{"accessConfigs": wanted}]}, location="z")
+    calls = [
+        (call.path.rsplit("/", 1)[1], call.query["networkInterface"], call.body or call.query["accessConfig"])
+        for call in google.written()
+    ]
+    assert calls == sent
+    assert plan.action == ("update" if sent else "none")
+
+
+def test_a_check_takes_no_address(checking, google):
+    google.store[VM] = {"networkInterfaces": [{"name": "nic0", "accessConfigs": [ACCESS]}]}
+    plan, after = ensure(checking, "compute.instances", {"networkInterfaces": [{"accessConfigs": []}]}, location="z")
+    assert [difference.field for difference in plan.differences] == ["networkInterfaces[0].accessConfigs"]
+    assert after["networkInterfaces"] == [{"name": "nic0", "accessConfigs": []}]
+    assert google.written() == []
+
+
 def test_what_a_vm_cannot_change_while_it_runs_is_refused(cloud, google):
     google.store[VM] = {"canIpForward": False}
     with pytest.raises(CloudError, match="canIpForward is"):
         ensure(cloud, "compute.instances", {"canIpForward": True}, location="z")
+    google.store[VM] = {"networkInterfaces": [{"name": "nic0", "networkIP": "10.0.0.2"}]}
+    with pytest.raises(CloudError, match="networkIP is"):
+        ensure(cloud, "compute.instances", {"networkInterfaces": [{"networkIP": "10.0.0.3"}]}, location="z")
 
 
 def test_the_type_of_a_vm_is_left_to_gcp_vm(cloud, google):

@@ -65,6 +65,14 @@ def test_a_page_that_is_there_is_replaced_whole(run, options):
         assert file.read().endswith("</html>\n")
 
 
+def test_a_server_says_what_its_users_see_where_nobody_else_reaches_it(run, monkeypatch):
+    monkeypatch.setattr(deployment_status.https_endpoint, "read", None)
+    assert "answers and asks for a login" in run(door=DOOR)["text"]
+    said = {"failed": True, "msg": "nginx: m does not answer: refused\nMore: docs/failures.md#x", "component": "nginx"}
+    assert "does not answer: refused" in run(door=said)["text"]
+    assert "no server could be asked" in run(door={})["text"]
+
+
 def test_what_google_refuses_is_on_the_page(run, google):
     google.special = {r"/instances/mlflow-1$": lambda call: {"name": "mlflow-1", "status": "RUNNING"}}
     google.faults = [deny("storage"), deny("sql")]
