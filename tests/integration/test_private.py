@@ -116,12 +116,14 @@ def test_without_the_right_on_the_zone_it_says_so_and_the_next_run_mends_it(
     name, inventory = private
     policy = cloud.call("POST", f"{DNS}/{name}:getIamPolicy", {}).json()
     cloud.call("POST", f"{DNS}/{name}:setIamPolicy", {"policy": {**policy, "bindings": []}}).raise_for_status()
-    assert on_server(name, "rm /etc/letsencrypt/renewal/*.conf").returncode == 0
-    failed = play("playbooks/configure.yml", "--tags", "certbot", inventory=inventory)
+    # Another wait is another request.
+    other = ("-e", "certbot_dns_propagation_seconds=2")
+    failed = play("playbooks/configure.yml", "--tags", "certbot", *other, inventory=inventory)
     assert failed.code != 0
     assert f"Check that the public zone {name}" in failed.output, failed.output
     assert "docs/failures.md#no-certificate-was-issued" in failed.output
 
     mended = play("site.yml", inventory=inventory)
-    assert mended.code == 0, mended.output
-    assert play("site.yml", inventory=inventory).changed == 0
+    assert (mended.code, mended.changed) == (0, 1), mended.output
+    renewed = on_server(name, f"certbot renew --cert-name {name}.localhost --force-renewal --no-random-sleep-on-renew")
+    assert renewed.returncode == 0, renewed.stdout + renewed.stderr
