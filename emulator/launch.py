@@ -150,7 +150,13 @@ def _engine_socket() -> str:
 def _acme_options(engine: docker.DockerClient) -> dict[str, Any]:
     return {
         "command": ["/bin/sh", "-c", _START_PEBBLE],
-        "environment": {"PEBBLE_CONFIG": json.dumps(_PEBBLE), "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"},
+        "environment": {
+            "PEBBLE_CONFIG": json.dumps(_PEBBLE),
+            "PEBBLE_VA_NOSLEEP": "1",
+            "PEBBLE_WFE_NONCEREJECT": "0",
+            # By chance it would take a proof of before.
+            "PEBBLE_AUTHZREUSE": "0",
+        },
         "volumes": [f"{_VOLUME}:{_STATE}:ro"],
         "dns": [str(ADDRESSES[2])],
         "networking_config": {_NETWORK: engine.api.create_endpoint_config(aliases=[_ACME_HOST])},

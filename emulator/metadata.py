@@ -69,7 +69,7 @@ class Metadata:
         if parts[-1] == "token":
             token = self._cloud.access.issue_token(email, accounts[0]["scopes"])
             content = {"access_token": token, "expires_in": TOKEN_SECONDS - 1, "token_type": "Bearer"}
-            return web.json_response(content, headers=_HEADERS)
+            return _json(content)
         return self._identity(request, instance, email)
 
     def _identity(self, request: web.Request, instance: Resource, email: str) -> web.Response:
@@ -142,14 +142,18 @@ def _child(value: Any, part: str) -> Any:
     return value.get(part, value.get(camel))
 
 
+def _json(value: Any) -> web.Response:
+    """Says no charset, as the metadata server does: an older google-auth knows no other JSON."""
+    headers = {**_HEADERS, "Content-Type": "application/json"}
+    return web.Response(body=json.dumps(value).encode(), headers=headers)
+
+
 def _shown(value: Any, query: Any) -> web.Response:
     deep = isinstance(value, dict | list)
-    if query.get("recursive", "").lower() == "true" or query.get("alt") == "json" or not deep:
-        as_json = deep or query.get("alt") == "json"
-        text = json.dumps(value) if as_json else str(value)
-        return web.Response(
-            text=text, headers=_HEADERS, content_type="application/json" if as_json else "application/text"
-        )
+    if query.get("alt") == "json" or (deep and query.get("recursive", "").lower() == "true"):
+        return _json(value)
+    if not deep:
+        return web.Response(text=str(value), headers=_HEADERS, content_type="application/text")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return web.Response(text="".join(f"{item}\n" for item in value), headers=_HEADERS)
     items = enumerate(value) if isinstance(value, list) else value.items()

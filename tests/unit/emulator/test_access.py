@@ -140,6 +140,11 @@ def test_the_metadata_server_knows_its_caller_by_address(
     assert requests.get(f"{root}/name", timeout=5, headers=flavor).text == "mlflow-1"
     assert requests.get(f"{root}/attributes/enable-oslogin", timeout=5, headers=flavor).text == "TRUE"
     assert requests.get(f"{root}/service-accounts/", timeout=5, headers=flavor).text.splitlines()[0] == "default/"
+    # Debian 12's google-auth takes JSON by no other name.
+    for path in ("service-accounts/default/token", "?recursive=true", "name?alt=json"):
+        answer = requests.get(f"{root}/{path}", timeout=5, headers=flavor)
+        assert (answer.headers["Content-Type"], answer.ok) == ("application/json", True), path
+        assert answer.json()
     monkeypatch.setattr(_metadata, "_GCE_METADATA_HOST", address)
     credentials = compute_engine.Credentials()
     session = AuthorizedSession(credentials)
