@@ -124,7 +124,7 @@ def clients(host: Host, request: pytest.FixtureRequest) -> Callable[..., context
         )
         system = {"upgrade-debian-12": "Debian 12", "upgrade-debian-13": "Debian 13"}
         cells = [
-            scenario.replace("_", " "),
+            scenario.replace("_", " ").replace("debians", "Debian's"),
             system.get(host.backend.get_hostname(), "three servers"),
             report["requests"],
             len(report["failed"]),

@@ -91,6 +91,9 @@ def _place_network(call: Call, instance: Resource) -> None:
         configs = interface.get("accessConfigs", [])
         if len(configs) > 1:
             raise invalid(f"{field}.accessConfigs", len(configs), "At most one access config is supported.")
+        if not configs:
+            # Google's answers have no empty lists.
+            interface.pop("accessConfigs", None)
         for config in configs:
             _complete_access(call, config, region, f"{field}.accessConfigs[0].natIP")
 

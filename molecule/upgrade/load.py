@@ -2,7 +2,8 @@
 
 load.py DIRECTORY PASSWORD: writes DIRECTORY/report.json with the requests by kind, the failed ones, the slowest one,
 and how much came back as it was written; until then DIRECTORY/requests has how many there were.
-Each client keeps its connection as the real client does; nothing is tried twice.
+Each client keeps its connection as the real client does, and opens another where the server has closed it meanwhile; nothing
+is tried twice.
 """
 
 import base64
@@ -13,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import select
 import socket
 import ssl
 import sys
@@ -42,6 +44,10 @@ class Connection(http.client.HTTPSConnection):
         context = ssl._create_unverified_context()
         self.sock = context.wrap_socket(socket.create_connection(("127.0.0.1", 443), 300), server_hostname=self.host)
 
+    def was_closed(self) -> bool:
+        """What urllib3 asks before each request: NGINX that stops closes connections on which nothing is asked."""
+        return self.sock is not None and bool(select.select([self.sock], [], [], 0)[0])
+
 
 class Client(threading.Thread):
     """One user, who does one kind of work over and over."""
@@ -55,7 +61,7 @@ class Client(threading.Thread):
         self.runs = self.bytes = 0
         self.slowest = 0.0
         self.experiment = ""
-        self.connection: http.client.HTTPSConnection | None = None
+        self.connection: Connection | None = None
 
     def run(self) -> None:
         while not (DIRECTORY / "stop").exists():
@@ -74,7 +80,7 @@ class Client(threading.Thread):
         if isinstance(body, dict):
             headers["Content-Type"] = "application/json"
         try:
-            if self.connection is None:
+            if self.connection is None or self.connection.was_closed():
                 self.connection = Connection(HOST, timeout=300)
             self.connection.request(verb, path, data, headers)
             response = self.connection.getresponse()

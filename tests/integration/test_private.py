@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import secrets
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +28,9 @@ def private(
 ) -> Iterator[tuple[str, pathlib.Path]]:
     """Yield the name and the inventory of such a deployment, whose zone is there and nobody's record in it."""
     name = f"private-{secrets.token_hex(2)}"
-    cloud.call("POST", f"{SERVICES}/dns.googleapis.com:enable", {}).raise_for_status()
+    operation = cloud.call("POST", f"{SERVICES}/dns.googleapis.com:enable", {}).json()["name"]
+    while not cloud.get(f"https://serviceusage.googleapis.com/v1/{operation}").get("done"):
+        time.sleep(0.2)
     zone = {"name": name, "dnsName": f"{name}.localhost.", "description": "Of the domain"}
     for body in (zone, {**zone, "name": f"{name}-other", "dnsName": f"{name}-other.localhost."}):
         cloud.call("POST", DNS, body).raise_for_status()

@@ -148,8 +148,9 @@ def test_an_instance_takes_reserved_addresses_only_and_holds_them(cloud: Any, su
 
 
 def test_an_external_address_is_given_and_taken_while_a_machine_runs(cloud: Any, subnetwork: dict[str, Any]) -> None:
-    del subnetwork
-    instance = insert(cloud, f"{ZONE}/instances", machine())
+    none = [{"subnetwork": subnetwork["selfLink"], "accessConfigs": []}]
+    instance = insert(cloud, f"{ZONE}/instances", machine(networkInterfaces=none))
+    assert "accessConfigs" not in instance["networkInterfaces"][0]
     link, address = instance["selfLink"], insert(cloud, f"{REGION}/addresses", {"name": "mlflow"})
     config = {"name": "External NAT", "natIP": address["address"]}
     assert cloud.refused("POST", f"{link}/addAccessConfig?networkInterface=nic1", config)["code"] == 400
