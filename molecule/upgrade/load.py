@@ -2,8 +2,8 @@
 
 load.py DIRECTORY PASSWORD: writes DIRECTORY/report.json with the requests by kind, the failed ones, the slowest one,
 and how much came back as it was written; until then DIRECTORY/requests has how many there were.
-Each client keeps its connection as the real client does, and opens another where the server has closed it meanwhile; nothing
-is tried twice.
+Each client keeps its connection as the real client does, and opens another where the server has closed it meanwhile;
+nothing is tried twice.
 """
 
 import base64
