@@ -63,7 +63,7 @@ def state(deployment: Any, cloud: Any) -> Any:
     checks = cloud.get(f"{MONITORING}/uptimeCheckConfigs").get("uptimeCheckConfigs", [])
     alerts = cloud.get(f"{MONITORING}/alertPolicies")["alertPolicies"]
     return {
-        "files": in_container(deployment.server, f"sha256sum {files}; readlink /etc/mlflow/live; {units}"),
+        "files": in_container(deployment.server, f"sha256sum {files}; {units}"),
         "checks": sorted(one["displayName"] for one in [*checks, *alerts]),
     }
 
@@ -216,3 +216,29 @@ def test_a_second_run_changes_nothing_and_all_is_healthy(
     status = play("playbooks/status.yml", "-e", f"status_page_path={page}", inventory=inventory)
     assert (status.code, status.changed) == (0, 0), status.output
     assert "Verification for Identity-Aware Proxy" in page.read_text()
+
+
+def test_what_is_rotated_is_proven_on_the_server(
+    inventory: pathlib.Path, play: Play, cloud: Any, deployment: Any, train: Any
+) -> None:
+    choices = ("admin_password", "flask_secret_key", "crypto_kek_passphrase")
+    names = [f"mlflow-{choice.replace('_', '-')}" for choice in choices]
+    with_certificate = play("playbooks/rotate.yml", "-e", "platform_rotate=certificate", inventory=inventory)
+    assert "not something that this deployment has: certificate" in with_certificate.output
+    before = {name: cloud.secret(name) for name in names}
+
+    done = play("playbooks/rotate.yml", "-e", f"platform_rotate={','.join(choices)}", inventory=inventory)
+
+    assert done.code == 0, done.output
+    assert "Ask NGINX without an assertion" in done.output
+    for name in names:
+        versions = cloud.get(f"https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{name}/versions")
+        assert [one["state"] for one in versions["versions"][:2]] == ["ENABLED", "DISABLED"]
+        assert cloud.secret(name) != before[name]
+    for value, told in ((before[names[0]], "401"), (deployment.admin_password, "200")):
+        asked = "curl --silent --output /dev/null --write-out '%{http_code}' --unix-socket /run/mlflow/live.sock"
+        api = "http://localhost/api/2.0/mlflow/experiments/search?max_results=1"
+        assert in_container(deployment.server, f"{asked} --user 'admin:{value}' '{api}'") == told
+    assert train(ONE_CALL, TRAINER).returncode == 0
+    again = play("site.yml", inventory=inventory)
+    assert (again.code, again.changed) == (0, 0), again.output

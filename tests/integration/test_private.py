@@ -113,6 +113,20 @@ def test_it_is_renewed_by_the_same_and_the_account_may_do_no_more(
         assert cloud.call(verb, f"{DNS}/{place}", body, token).status_code == 403
 
 
+def test_what_is_rotated_is_proven_on_the_server(private: tuple[str, pathlib.Path], play: Play, cloud: Any) -> None:
+    name, inventory = private
+    chosen = "admin_password,flask_secret_key,certificate"
+    before = serial(name)
+    done = play("playbooks/rotate.yml", "-e", f"platform_rotate={chosen}", inventory=inventory)
+
+    assert done.code == 0, done.output
+    assert "Use MLflow as a person would" in done.output
+    assert serial(name) != before
+    for secret in (f"{name}-admin-password", f"{name}-flask-secret-key"):
+        versions = f"https://secretmanager.googleapis.com/v1/projects/{PROJECT}/secrets/{secret}/versions"
+        assert [one["state"] for one in cloud.get(versions)["versions"]] == ["ENABLED", "DISABLED"]
+
+
 def test_without_the_right_on_the_zone_it_says_so_and_the_next_run_mends_it(
     private: tuple[str, pathlib.Path], play: Play, cloud: Any
 ) -> None:

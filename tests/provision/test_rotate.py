@@ -14,6 +14,12 @@ from tests.unit.emulator.conftest import PROJECT
 ADMIN, FLASK, DATABASE = "mlflow-admin-password", "mlflow-flask-secret-key", "mlflow-database-password"
 # What MLflow encrypts with.
 WEBHOOK, GATEWAY = "mlflow-webhook-secret-encryption-key", "mlflow-crypto-kek-passphrase"
+IAP_AUDIENCE = "/projects/1/global/backendServices/2"
+UNAUTHENTICATED = {
+    "platform_mlflow_authentication": "none",
+    "platform_mlflow_unauthenticated_acknowledged": True,
+    "platform_https_source_ranges": ["10.0.0.0/8"],
+}
 SECRETS = "secretmanager.projects.secrets"
 Play = Callable[..., Run]
 
@@ -57,6 +63,23 @@ def test_without_a_choice_the_choices_are_named_and_nothing_is_done(world: World
         "or several with commas in between: admin_password, certificate, crypto_kek_passphrase, flask_secret_key,"
         " service_account_bindings, webhook_secret_encryption_key" in refused.output
     )
+
+
+@pytest.mark.parametrize(
+    ("authentication", "missing", "given"),
+    [
+        ({"platform_mlflow_authentication": "iap", "platform_iap_audience": IAP_AUDIENCE}, "certificate", "admin_"),
+        (UNAUTHENTICATED, "admin_password", "certificate"),
+        (UNAUTHENTICATED, "flask_secret_key", "certificate"),
+    ],
+)
+def test_what_a_way_of_signing_in_does_not_have_is_no_choice(
+    world: World, play: Play, authentication: Json, missing: str, given: str
+) -> None:
+    with world.untouched():
+        refused = rotate(play, missing, arguments=("-e", json.dumps(authentication)))
+    assert f"not something that this deployment has: {missing}" in refused.output
+    assert f"with commas in between: {given}" in refused.output
 
 
 def test_a_run_that_ends_before_the_servers_use_the_new_version_is_finished_by_the_next(

@@ -214,19 +214,6 @@ def test_what_is_rotated_is_one_of_what_there_is(chosen: list[str], problem: str
     assert all("admin_password, certificate" in one.fix for one in found)
 
 
-@pytest.mark.parametrize("authentication", ["iap", "oidc", "none"])
-def test_nothing_is_rotated_that_no_password_can_prove(authentication: str) -> None:
-    variables = {
-        "platform_mlflow_authentication": authentication,
-        "platform_rotate": "admin_password",
-        "platform_rotation": ["admin_password"],
-        "platform_rotation_choices": {"admin_password": "mlflow-admin-password"},
-    }
-    (found,) = preflight.check_rotation(variables)
-    assert (found.variable, found.value) == ("platform_rotate", "'admin_password'")
-    assert "playbooks/configure.yml --tags server_secrets,mlflow" in found.fix
-
-
 def assert_one_problem(inventory_dir: Path, variables: dict[str, Any], variable: str) -> None:
     """See that these values have one problem, of this variable, which says how to mend it in the inventory."""
     (found,) = preflight.check_inventory({**GOOD, **variables}, inventory_dir)
