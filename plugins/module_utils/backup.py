@@ -374,14 +374,21 @@ def act(cloud: Session, wanted: WantedAction) -> Json:
     return action.ensure()[1] or {}
 
 
-def manifest_of(cloud: Session, bucket: str, name: str) -> Json:
-    """Return the manifest of a set, `latest` being the newest that is whole; raises CloudError where there is none."""
+def manifest_of(cloud: Session, bucket: str, name: str, version: str = "") -> Json:
+    """Return the manifest of a set, `latest` being the newest that is whole, of a release of MLflow where one is given.
+
+    Raises CloudError where there is none.
+    """
     for one in newest_first(cloud, bucket) if name == "latest" else [name]:
         if described := stat(cloud, bucket, f"{one}/{MANIFEST}"):
             manifest: Json = json.loads(fetch(cloud, bucket, described, keep=True).data)
             if manifest["name"] != one:
                 raise SetError(f"gs://{bucket}/{one}: has the manifest of {manifest['name']}")
+            if name == "latest" and version not in ("", manifest["mlflow"]["version"]):
+                continue
             return manifest
+    if version:
+        raise SetError(f"gs://{bucket}: has no backup set of MLflow {version}")
     raise SetError(f"gs://{bucket}/{name}: is not a backup set, for it has no {MANIFEST}")
 
 
@@ -505,9 +512,10 @@ def examine(
     rows: Mapping[str, Mapping[str, int]] | None,
     *,
     migrated: bool = False,
+    version: str = "",
 ) -> Json:
     """Return the result of gcp_backup_set_info."""
-    manifest = manifest_of(cloud, bucket, name)
+    manifest = manifest_of(cloud, bucket, name, version)
     if manifest["format"] != FORMAT:
         problems = [f"{manifest['name']}: has format {manifest['format']}, known is {FORMAT}"]
     elif rows is not None:

@@ -23,6 +23,10 @@ options:
     description: Name of the set; V(latest) is the newest that has a manifest.
     type: str
     default: latest
+  version:
+    description: With O(name=latest), the newest set of this release of MLflow; empty for any.
+    type: str
+    default: ""
   target:
     description: The deployment that the set is to be restored to.
     type: dict
@@ -116,6 +120,7 @@ def main() -> None:
             "project": {"type": "str", "required": True},
             "bucket": {"type": "str", "required": True},
             "name": {"type": "str", "default": "latest"},
+            "version": {"type": "str", "default": ""},
             "target": {"type": "dict", "options": TARGET},
             "rows": {"type": "dict"},
             "migrated": {"type": "bool", "default": False},
@@ -125,7 +130,8 @@ def main() -> None:
     asked = module.params
     target = Target(**asked["target"]) if asked["target"] else None
     place = (asked["bucket"], asked["name"])
-    run(module, lambda cloud: examine(cloud, *place, target, asked["rows"], migrated=asked["migrated"]))
+    options = {"migrated": asked["migrated"], "version": asked["version"]}
+    run(module, lambda cloud: examine(cloud, *place, target, asked["rows"], **options))
 
 
 if __name__ == "__main__":

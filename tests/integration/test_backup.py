@@ -23,7 +23,7 @@ import pytest
 import requests
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.backup import read_back
 
-from tests.integration.conftest import ROOT, Run, metadata_token, removed_afterwards
+from tests.integration.conftest import LOCAL, ROOT, Run, interrupted, metadata_token, removed_afterwards
 from tests.integration.test_healing import Writer
 
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
@@ -578,3 +578,75 @@ def test_an_upgrade_that_was_rehearsed_on_an_older_schema_says_how_long_it_takes
     back = play("playbooks/rollback.yml")
     assert back.code == 0, back.output
     assert sql("SELECT version_num FROM alembic_version") == NEW_SCHEMA
+
+
+MOVED_SCHEMA, MADE = "fe51a0c93b77", "made_by_a_migration"
+MIGRATION = f"""
+import sqlalchemy
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "{MOVED_SCHEMA}", "{NEW_SCHEMA}", None, None
+def upgrade():
+    op.create_table("{MADE}", sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
+"""
+MIGRATIONS = "/opt/mlflow/releases/3.17.3-*/lib/python3*/site-packages/mlflow/store/db_migrations/versions"
+
+
+@pytest.mark.long
+def test_a_rollback_behind_a_migration_says_what_is_lost_asks_and_restores(
+    rehearsed: tuple[str, ...],
+    deployment: Any,
+    cloud: Any,
+    play: Play,
+    environment: dict[str, str],
+    tmp_path: pathlib.Path,
+) -> None:
+    kept, lost = f"kept-{NAME}", f"lost-{NAME}"
+    client(deployment, "write", kept)
+    before = on_server(deployment, "readlink /etc/mlflow/live")
+    # A release whose migration the one before does not know.
+    version, lock = rehearsed[0], rehearsed[-1]
+    built = play("tests/integration/build_release.yml", version, lock)
+    assert built.code == 0, built.output
+    on_server(deployment, f"printf '%s' '{MIGRATION}' >$(echo {MIGRATIONS})/moved.py")
+    confirmed = "--extra-vars=platform_upgrade_confirmed_version=3.17.3"
+    upgraded = play("playbooks/upgrade.yml", version, lock, confirmed)
+    assert upgraded.code == 0, upgraded.output
+    (name,) = re.findall(rf"gs://{SETS}/(\w+) is whole", upgraded.output)
+    assert sql("SELECT version_num FROM alembic_version") == MOVED_SCHEMA
+    client(deployment, "write", lost)
+    live = on_server(deployment, "readlink /etc/mlflow/live")
+    assert live != before
+
+    refused = play("playbooks/rollback.yml")
+    assert refused.code != 0
+    said = " ".join(refused.output.split())
+    assert f"The way back to MLflow 3.17.2 is the backup set {name}" in said
+    # With what the upgrade's own check of the service left hidden.
+    assert re.search(r"will be lost: .*\b[12] of tracking\.runs, ", said), said
+    assert re.search(r"\b5\d of tracking\.metrics, ", said), said
+    assert f"-e platform_restore_confirmed_set={name} where nobody can type" in said
+    assert on_server(deployment, "readlink /etc/mlflow/live") == live
+    client(deployment, "read", lost)
+
+    agreed, log = f"--extra-vars=platform_restore_confirmed_set={name}", tmp_path / "log"
+    dropped = "TASK [Make them again, empty]"
+    interrupted(environment, LOCAL, lambda: dropped in log.read_text(), "playbooks/rollback.yml", agreed, log=log)
+    # Neither a boot nor another playbook begins anew on empty databases.
+    on_server(deployment, "systemctl start mlflow.service", code=1)
+    stopped = play("playbooks/configure.yml", "--tags", "mlflow")
+    assert "the databases may hold a part of the backup set" in stopped.output, stopped.output
+
+    back = play("playbooks/rollback.yml", agreed)
+    assert back.code == 0, back.output
+    measured("a rollback behind a migration, killed and run again", back, manifest_of(cloud, name))
+    assert f"Restored {name}" in back.output
+    assert on_server(deployment, "readlink /etc/mlflow/live") == before
+    assert sql("SELECT version_num FROM alembic_version") == NEW_SCHEMA
+    assert sql(f"SELECT to_regclass('{MADE}')") == ""
+    assert sql(f"SELECT count(*) FROM experiments WHERE name = '{lost}'") == "0"
+    client(deployment, "read", kept)
+    again = play("playbooks/rollback.yml")
+    assert (again.code, again.changed) == (0, 0), again.output
+    assert "was live already" in again.output
+    site = play("playbooks/configure.yml")
+    assert (site.code, site.changed) == (0, 0), site.output

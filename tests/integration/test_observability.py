@@ -53,7 +53,7 @@ def test_every_alert_tells_the_channel_and_what_to_do(cloud: Any) -> None:
         f"mlflow-{name}"
         for name in (
             *("down", "errors", "certificate", "disk", "memory", "connections"),
-            *("backup-failed", "backup-old", "set-failed", "set-old", "drill-failed", "gc-failed"),
+            *("backup-failed", "backup-old", "set-failed", "set-old", "drill-failed", "renewal-failed", "gc-failed"),
         )
     }
     for policy in policies:

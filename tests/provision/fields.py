@@ -56,6 +56,7 @@ FIXED = {
     "monitoring.alertPolicies mlflow-backup-failed: conditions": "has one condition, as it matches a log",
     "monitoring.alertPolicies mlflow-set-failed: conditions": "has one condition, as it matches a log",
     "monitoring.alertPolicies mlflow-drill-failed: conditions": "has one condition, as it matches a log",
+    "monitoring.alertPolicies mlflow-renewal-failed: conditions": "has one condition, as it matches a log",
     "monitoring.alertPolicies mlflow-gc-failed: conditions": "has one condition, as it matches a log",
     "storage.buckets demo-project-mlflow-backups: versioning.enabled": "is not for a bucket with a retention policy",
     "networkInterfaces.accessConfigs.name": "stands beside a link, which is resolved in what the roles state alone",

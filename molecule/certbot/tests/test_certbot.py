@@ -7,6 +7,7 @@ from testinfra.host import Host
 LIVE = "/etc/letsencrypt/live/mlflow.test"
 HOOK = "/etc/letsencrypt/renewal-hooks/deploy/reload-server"
 DEPLOYED = "/var/lib/letsencrypt/deployed"
+SETTINGS = "/etc/letsencrypt/renewal/mlflow.test.conf"
 
 
 def certificate(host: Host, *fields: str) -> str:
@@ -18,7 +19,7 @@ def nginx_workers(host: Host) -> str:
 
 
 def test_a_request_waits_for_another_certbot(host: Host) -> None:
-    requested = host.file("/etc/letsencrypt/renewal/mlflow.test.conf").mtime
+    requested = host.file(SETTINGS).mtime
     assert requested >= host.file("/run/another-certbot-has-ended").mtime
 
 
@@ -34,10 +35,9 @@ def test_debians_timer_renews_and_the_server_is_reloaded(host: Host, converge) -
     assert host.service("certbot.timer").is_enabled
     assert host.service("certbot.timer").is_running
     before, workers = certificate(host, "-serial"), nginx_workers(host)
-    settings = "/etc/letsencrypt/renewal/mlflow.test.conf"
-    host.check_output(f"sed -i '1i renew_before_expiry = 20000 days' {settings}")
+    host.check_output(f"sed -i '1i renew_before_expiry = 20000 days' {SETTINGS}")
     host.check_output("systemctl start certbot.service")
-    host.check_output(f"sed -i '/^renew_before_expiry = 20000/d' {settings}")
+    host.check_output(f"sed -i '/^renew_before_expiry = 20000/d' {SETTINGS}")
     assert certificate(host, "-serial") != before
     assert nginx_workers(host) != workers
     # The renewed certificate is still the one asked for; only the hook, as if it had failed, is run again.
@@ -92,6 +92,40 @@ def test_a_configuration_that_nginx_refuses_is_not_loaded(host: Host) -> None:
     assert host.file(DEPLOYED).mtime == deployed
 
 
+# By words in roles/gcp_observability/vars/main.yml.
+FAILED = "certbot.service: Failed with result"
+
+
+def renew(host: Host, broken: str, mended: str) -> str:
+    """Renew while something is broken, and return what the journal says of it."""
+    since = host.check_output("date +%s")
+    host.check_output(f"sed -i '1i renew_before_expiry = 20000 days' {SETTINGS}")
+    host.check_output(broken)
+    try:
+        assert host.run("systemctl start certbot.service").rc != 0
+    finally:
+        host.check_output(f"sed -i '/^renew_before_expiry = 20000/d' {SETTINGS}")
+        host.check_output(mended)
+    return host.check_output(f"journalctl --unit=certbot.service --since=@{since} --output=cat --no-pager")
+
+
+def test_a_renewal_that_fails_is_seen_by_the_alert(host: Host) -> None:
+    before = certificate(host, "-serial")
+    assert FAILED in renew(host, "systemctl stop nginx", "systemctl start nginx")
+    assert certificate(host, "-serial") == before
+
+
+def test_a_new_certificate_that_is_not_in_use_is_seen_and_brought_into_use_by_the_next_run(host: Host) -> None:
+    before, workers = certificate(host, "-serial"), nginx_workers(host)
+    said = renew(host, "echo nonsense >/etc/nginx/conf.d/broken.conf", "rm /etc/nginx/conf.d/broken.conf")
+    assert FAILED in said
+    assert "The new certificate is not in use yet" in said
+    assert certificate(host, "-serial") != before
+    assert nginx_workers(host) == workers
+    host.check_output("systemctl start certbot.service")
+    assert nginx_workers(host) != workers
+
+
 def test_other_names_are_another_certificate(host: Host, converge) -> None:
     names = {"certbot_domains": ["mlflow.test", "www.mlflow.test"]}
     before = certificate(host, "-serial")
@@ -121,7 +155,6 @@ BY_RECORD = {
     "certbot_dns_propagation_seconds": 0,
     "certbot_dns_zone": "test",
 }
-SETTINGS = "/etc/letsencrypt/renewal/mlflow.test.conf"
 
 
 @pytest.mark.long

@@ -104,13 +104,29 @@ def test_a_change_of_settings_fails_no_request(converge, clients) -> None:
 
 
 @pytest.mark.long
-def test_a_rollback_fails_no_request(converge, clients) -> None:
+def test_a_rollback_that_is_killed_and_run_again_fails_no_request(begin, converge, clients) -> None:
     before = generations()
     with clients():
+        kill_at(begin(*ALL, entry_point="rollback"), "changed: [servers-1]", "Rollback | Start it")
         back = converge(*ALL, entry_point="rollback")
     assert back.returncode == 0, back.stdout
     assert len(set(generations())) == 1
     assert generations() != before
+
+
+@pytest.mark.long
+def test_a_rollback_leaves_the_servers_that_an_upgrade_did_not_come_to(converge) -> None:
+    before = generations()
+    changed = converge("--limit", "servers-1", version="3.17.2", mlflow_auth_cache_ttl_seconds=62)
+    assert changed.returncode == 0, changed.stdout
+    assert generations()[0] not in before
+    back = converge(*ALL, entry_point="rollback")
+    assert back.returncode == 0, back.stdout
+    assert generations() == before
+    again = converge(*ALL, entry_point="rollback")
+    assert again.returncode == 0, again.stdout
+    assert again.stdout.count("was live already") == 3
+    assert generations() == before
     assert converge(*ALL, version="3.17.2").returncode == 0
 
 

@@ -31,6 +31,10 @@ PREVIOUS = CONFIG / "previous"
 # or come from another server, and NGINX gives their files here too.
 EARLIER = CONFIG / "earlier"
 NEXT = CONFIG / "next"
+# The generation that the live one took the place of by going back, until something else is live.
+ROLLED_BACK = CONFIG / "rolled-back"
+# Name of the backup set to which the databases are being brought back.
+RESTORING = CONFIG / "restoring"
 RUNTIME = pathlib.Path("/run/mlflow")
 RELEASES = pathlib.Path("/opt/mlflow/releases")
 LOCK = pathlib.Path("/run/mlflow-switch.lock")
@@ -113,9 +117,13 @@ def earlier(before: str, generation: str) -> pathlib.Path:
     return release(before) if is_other else EARLIER.resolve()
 
 
-def commit(generation: str) -> None:
+def commit(generation: str, *, is_back: bool = False) -> None:
     """Makes the generation the one that a boot starts, and the one that was it the one to go back to."""
     if pointed(ALIAS) not in ("", generation):
+        if is_back:
+            point(ROLLED_BACK, f"generations/{pointed(ALIAS)}")
+        else:
+            ROLLED_BACK.unlink(missing_ok=True)
         if (kept := earlier(pointed(ALIAS), generation)) != EARLIER.resolve():
             point(EARLIER, str(kept))
         point(PREVIOUS, f"generations/{pointed(ALIAS)}")
@@ -145,6 +153,12 @@ def journal(generation: str, since: float, *options: str) -> str:
 
 def start(generation: str, verb: str) -> None:
     """Starts the unit and waits until it serves; exits with what it said when it does not."""
+    if RESTORING.exists():
+        name, more = RESTORING.read_text().strip(), "More: docs/failures.md#a-restore-ended-half-way"
+        sys.exit(
+            f"{generation} was not started: the databases may hold a part of the backup set {name}, "
+            f"whose restore has not ended. Run that again.\n{more}"
+        )
     begun = time.time()
     systemctl("daemon-reload")
     try:
@@ -177,7 +191,7 @@ def remove(path: pathlib.Path) -> None:
         path.unlink()
 
 
-def switch(generation: str, drain_seconds: float, pretend: bool) -> None:
+def switch(generation: str, drain_seconds: float, *, is_back: bool, pretend: bool) -> None:
     """Takes every step that is still to be taken, and says each; only says it where `pretend`."""
     before, previous, release_before = pointed(ALIAS), pointed(PREVIOUS), EARLIER.resolve()
     if not before and not pretend:
@@ -193,7 +207,7 @@ def switch(generation: str, drain_seconds: float, pretend: bool) -> None:
         release_before = earlier(before, generation) if before else release_before
         print(f"switch from {before or 'nothing'} to {generation}", flush=True)
         if not pretend:
-            commit(generation)
+            commit(generation, is_back=is_back)
     if not pretend:
         publish(generation)
     for old in running():
@@ -216,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generation", nargs="?", help="by default the one before the live one")
     parser.add_argument("--drain", type=float, default=3600, metavar="SECONDS", help="how long old requests may take")
+    parser.add_argument("--back", action="store_true", help="remember that this goes back, as without a generation")
     parser.add_argument("--check", action="store_true", help="only say what would be done")
     parser.add_argument("--publish", action="store_true", help="only point NGINX at it, if it is the live one")
     parser.add_argument("--at-boot", action="store_true", help="only make it the one that a boot starts")
@@ -233,7 +248,7 @@ def main() -> None:
         if options.at_boot:
             commit(generation)
         else:
-            switch(generation, options.drain, options.check)
+            switch(generation, options.drain, is_back=options.back or not options.generation, pretend=options.check)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,17 @@ def test_latest_is_the_newest_that_is_whole(cloud: Any) -> None:
 
 
 @pytest.mark.usefixtures("prepared")
+def test_latest_may_be_the_newest_of_a_release(cloud: Any) -> None:
+    take()
+    put(cloud, SETS, "20300102T020000Z/tracking.sql.gz", gzip.compress(DUMP))
+    take(name="20300102T020000Z", about={**ABOUT, "mlflow": {"version": "3.17.3"}})
+    assert backup.manifest_of(session(), SETS, "latest", "3.17.2")["name"] == WANTED.name
+    assert backup.manifest_of(session(), SETS, "latest", "3.17.3")["name"] == "20300102T020000Z"
+    with pytest.raises(CloudError, match=r"has no backup set of MLflow 3\.16\.1"):
+        backup.manifest_of(session(), SETS, "latest", "3.16.1")
+
+
+@pytest.mark.usefixtures("prepared")
 def test_every_damage_is_named(cloud: Any) -> None:
     take()
     put(cloud, SETS, f"{WANTED.name}/tracking.sql.gz", gzip.compress(b"else"))
