@@ -23,6 +23,7 @@ UNITS = (
     "google-cloud-ops-agent-fluent-bit.service",
     "google-cloud-ops-agent-opentelemetry-collector.service",
     "certbot.timer",
+    "certbot.service",
     "mlflow-backup.timer",
     "mlflow-backup.service",
     "mlflow-gc.timer",
@@ -78,6 +79,7 @@ def read(proxy_readiness_url: str) -> dict[str, Any]:
         "proxy": part(lambda: {"version": proxy_version(run("/usr/local/bin/cloud-sql-proxy", "--version"))}),
         "proxy_ready": part(lambda: ready(proxy_readiness_url)),
         "generations": {name: generation(CONFIG / name) for name in ("live", "previous")},
+        "restoring": restoring(CONFIG / "restoring"),
         "mlflow_ready": part(lambda: {"text": run("/opt/mlflow/bin/mlflow-ready").strip()}),
         "disk": part(disk),
         "memory": part(lambda: memory(pathlib.Path("/proc/meminfo").read_text())),
@@ -175,6 +177,11 @@ def ready(url: str) -> dict[str, Any]:
 def generation(link: pathlib.Path) -> str:
     """Return the name of the generation a link names; empty where there is no such link."""
     return link.readlink().name if link.is_symlink() else ""
+
+
+def restoring(path: pathlib.Path) -> str:
+    """Return the name of the backup set whose restore has not ended; empty where there is none."""
+    return path.read_text().strip() if path.exists() else ""
 
 
 def disk() -> dict[str, int]:

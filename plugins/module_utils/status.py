@@ -285,6 +285,13 @@ def component_rows(server: Facts, deployment: Deployment, several: bool, parts: 
         elif role == "mlflow":
             previous = facts["generations"]["previous"] or "none"
             text = f"{text}, {facts['generations']['live'] or 'no generation'}; before it: {previous}"
+        elif role == "certbot" and not succeeded(facts["units"], "certbot.service"):
+            health, text = DEGRADED, "the last renewal failed, journalctl --unit=certbot says why"
+        # Of its name the server says what it likes, and somebody pastes the command.
+        if role == "mlflow" and (restored := re.sub(r"[^\w-]", "", facts["restoring"])):
+            health, text = DOWN, f"the restore of {restored} has not ended; where rollback.yml began it, run that again"
+            chosen = f"-e platform_restore_set={restored} -e platform_restore_confirmed_set={restored}"
+            mend = deployment.play("restore", chosen)
         version = component_version(role, facts)
         rows.append(Row("Components", title, health, text, version, since, "" if health == OK else mend))
     return rows
@@ -304,6 +311,11 @@ def unit_health(units: Facts, names: list[str]) -> tuple[str, str, str]:
     first = units[names[0]]
     again = f", restarted {first['restarts']} times" if first["restarts"] else ""
     return OK, f"running{again}", first["since"] or ""
+
+
+def succeeded(units: Facts, name: str) -> bool:
+    """Return whether a unit that runs and ends did well the last time, or has not run."""
+    return (units.get(name) or {"result": ""})["result"] in ("", "success")
 
 
 def component_version(role: str, facts: Facts) -> str:

@@ -40,6 +40,7 @@ server:
   type: dict
   sample:
     generations: {live: mlflow-3.17.2-fa71f5f013, previous: ""}
+    restoring: ""
     database: {size_bytes: 9000000, connections: 9, max_connections: 100}
 """
 

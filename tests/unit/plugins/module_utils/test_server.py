@@ -81,6 +81,12 @@ def test_a_link_that_is_not_there_is_no_generation(tmp_path):
     assert server.generation(tmp_path / "live") == "mlflow-3.17.2-fa71f5f013"
 
 
+def test_a_restore_that_has_not_ended_is_known_by_its_set(tmp_path):
+    assert server.restoring(tmp_path / "restoring") == ""
+    (tmp_path / "restoring").write_text("20261125T020000Z\n")
+    assert server.restoring(tmp_path / "restoring") == "20261125T020000Z"
+
+
 @pytest.mark.parametrize(
     ("ask", "error"),
     [

@@ -47,6 +47,7 @@ def healthy() -> dict[str, Any]:
         },
         "units": {
             **{name: unit() for _title, _role, units in [*status.SERVING, *status.WATCHING] for name in units},
+            "certbot.service": unit("inactive"),
             "mlflow-backup.timer": unit(),
             "mlflow-backup.service": unit("inactive"),
             "mlflow-gc.timer": unit(),
@@ -59,6 +60,7 @@ def healthy() -> dict[str, Any]:
         "proxy": {"version": "2.25.2"},
         "proxy_ready": {"text": "ok"},
         "generations": {"live": "mlflow-3.17.2-fa71f5f013", "previous": "mlflow-3.16.1-0123456789"},
+        "restoring": "",
         "mlflow_ready": {"text": "mlflow is ready"},
         "disk": {"total_bytes": 100 * status.GIB, "used_bytes": 85 * status.GIB},
         "memory": {"total_bytes": 8 * status.GIB, "used_bytes": 2 * status.GIB},
@@ -180,6 +182,20 @@ def test_everything_well_is_healthy_and_leaves_nothing_to_do():
             "degraded",
             "certbot.timer is inactive",
             "--tags certbot",
+        ),
+        (
+            {f"{SERVER}units__certbot.service": unit("failed", result="exit-code")},
+            "Renewal of the certificate",
+            "degraded",
+            "the last renewal failed",
+            "--tags certbot",
+        ),
+        (
+            {f"{SERVER}units__mlflow.service": unit("inactive"), f"{SERVER}restoring": "20261125T020000Z'; x"},
+            "MLflow",
+            "down",
+            "the restore of 20261125T020000Zx has not ended",
+            "restore.yml -i inventories/prod -e platform_restore_set=20261125T020000Zx -e platform_restore_confirmed_",
         ),
         (
             {f"{SERVER}units__google-cloud-ops-agent-fluent-bit.service": unit("failed")},
