@@ -1,3 +1,5 @@
+import json
+import re
 import time
 
 import pytest
@@ -41,12 +43,30 @@ def test_the_repository_is_trusted_by_its_own_key_alone(host: Host) -> None:
 def test_the_configuration_names_what_is_collected(host: Host) -> None:
     config = yaml.safe_load(host.file(CONFIG).content_string)
     logging, metrics = config["logging"], config["metrics"]
-    assert logging["processors"]["services_only"]["match_any"] == [
-        'jsonPayload._SYSTEMD_UNIT !~ "^(mlflow|cloud-sql-proxy)([@-].*)?[.]service$"'
-    ]
     assert logging["service"]["pipelines"]["services"] == {"receivers": ["journal"], "processors": ["services_only"]}
     assert metrics["receivers"]["nginx"]["stub_status_url"] == "http://127.0.0.1:8090/nginx_status"
     assert set(metrics["service"]["pipelines"]) == {"default_pipeline", "nginx", "prometheus"}
+
+
+def test_of_the_journal_services_what_systemd_says_of_them_and_drills_are_sent(host: Host) -> None:
+    config = yaml.safe_load(host.file(CONFIG).content_string)
+    (rule,) = config["logging"]["processors"]["services_only"]["match_any"]
+    asked = re.fullmatch(r"NOT \((.+)\)", rule)
+    assert asked, rule
+    conditions = [re.fullmatch(r'jsonPayload\.(\w+) =~ "([^"]+)"', one) for one in asked[1].split(" OR ")]
+    since = host.check_output("date +%s")
+    for unit in ("certbot", "mlflow-3.17.2-0123456789", "another"):
+        host.run(f"systemd-run --quiet --wait --unit={unit} sh -c 'echo said by {unit}; exit 3'")
+    host.check_output("logger --tag mlflow-drill Drill failed; logger --tag cron said by cron")
+    journal = host.check_output(f"journalctl --since=@{since} --output=json --no-pager").splitlines()
+    sent = [
+        entry["MESSAGE"]
+        for entry in map(json.loads, journal)
+        if any(re.search(one[2], str(entry.get(one[1], ""))) for one in conditions if one)
+    ]
+    assert {"said by certbot", "said by mlflow-3.17.2-0123456789", "Drill failed"} <= {*sent}
+    assert "certbot.service: Failed with result 'exit-code'." in sent
+    assert [one for one in sent if "another" in one or "cron" in one] == []
 
 
 def test_access_log_and_endpoints_are_collected(host: Host) -> None:
