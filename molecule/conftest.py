@@ -81,7 +81,7 @@ def walk(host: Host) -> Callable[..., tuple[set[str], set[tuple[str, int]]]]:
 
     def run(*arguments: str) -> tuple[set[str], set[tuple[str, int]]]:
         host.run_expect([0], "cat >/srv/walk_routes.py <<'END'\n" + program.read_text() + "END")
-        command = ["/etc/mlflow/live/release/bin/python", "-W", "ignore", "/srv/walk_routes.py", *arguments]
+        command = ["/etc/mlflow/live/release/bin/python", "-B", "-W", "ignore", "/srv/walk_routes.py", *arguments]
         answers = json.loads(host.check_output(shlex.join(command)))
         paths = {path for _, _, path in answers}
         assert len(paths) > 400
