@@ -635,6 +635,9 @@ def test_a_rollback_behind_a_migration_says_what_is_lost_asks_and_restores(
     on_server(deployment, "systemctl start mlflow.service", code=1)
     stopped = play("playbooks/configure.yml", "--tags", "mlflow")
     assert "the databases may hold a part of the backup set" in stopped.output, stopped.output
+    check = play("playbooks/rollback.yml", "--check")
+    assert check.code == 0, check.output
+    assert on_server(deployment, "cat /etc/mlflow/restoring") == name
 
     back = play("playbooks/rollback.yml", agreed)
     assert back.code == 0, back.output

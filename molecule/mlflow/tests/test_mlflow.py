@@ -566,6 +566,20 @@ def run_with_artifact(host: Host, experiment: str) -> str:
     return run
 
 
+def test_while_a_restore_has_not_ended_nothing_starts_it(host: Host, converge: Converge) -> None:
+    host.check_output("echo 20300101T020000Z >/etc/mlflow/restoring && systemctl stop mlflow")
+    try:
+        assert host.run("systemctl start mlflow").rc != 0
+        for options in ((), ("--check",)):
+            refused = converge(*options)
+            assert refused.returncode != 0
+            assert "a part of the backup set 20300101T020000Z" in " ".join(refused.stdout.split())
+        assert not host.service("mlflow").is_running
+    finally:
+        host.check_output("rm /etc/mlflow/restoring && systemctl start mlflow")
+    assert "changed=0 " in converge("--check").stdout
+
+
 def test_what_was_deleted_long_ago_goes_and_nothing_else(host: Host) -> None:
     name = f"gc-{time.time_ns()}"
     kept, gone = (api(host, "experiments/create", {"name": f"{name}-{n}"})["experiment_id"] for n in (1, 2))

@@ -153,12 +153,6 @@ def journal(generation: str, since: float, *options: str) -> str:
 
 def start(generation: str, verb: str) -> None:
     """Starts the unit and waits until it serves; exits with what it said when it does not."""
-    if RESTORING.exists():
-        name, more = RESTORING.read_text().strip(), "More: docs/failures.md#a-restore-ended-half-way"
-        sys.exit(
-            f"{generation} was not started: the databases may hold a part of the backup set {name}, "
-            f"whose restore has not ended. Run that again.\n{more}"
-        )
     begun = time.time()
     systemctl("daemon-reload")
     try:
@@ -193,6 +187,12 @@ def remove(path: pathlib.Path) -> None:
 
 def switch(generation: str, drain_seconds: float, *, is_back: bool, pretend: bool) -> None:
     """Takes every step that is still to be taken, and says each; only says it where `pretend`."""
+    if RESTORING.exists():
+        name, more = RESTORING.read_text().strip(), "More: docs/failures.md#a-restore-ended-half-way"
+        sys.exit(
+            f"{generation} was not started: the databases may hold a part of the backup set {name}, "
+            f"whose restore has not ended. Run that again.\n{more}"
+        )
     before, previous, release_before = pointed(ALIAS), pointed(PREVIOUS), EARLIER.resolve()
     if not before and not pretend:
         # systemd may know mlflow.service as a name without a unit; a running unit that takes it over loses its state.
