@@ -136,7 +136,7 @@ sanity: .venv/installed ## Ansible's own checks of a collection, those that fit;
 unit: .venv/installed ## Unit and structure tests, and provisioning without machines
 	pytest -q --durations=25 -n 2 --dist loadfile --no-loadscope-reorder tests/provision tests/structure tests/unit
 
-SCENARIOS := upgrade mlflow iap_verifier certbot ops_agent cloud_sql_proxy nginx server_secrets upkeep
+SCENARIOS := upgrade mlflow iap_verifier certbot ops_agent cloud_sql_proxy nginx server_secrets server_egress upkeep
 SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=3 --keep-going
 
 .PHONY: molecule

@@ -194,7 +194,7 @@ class Server:
         """Serves one request to a Google host; refusals have Google's error shape, every call is logged."""
         started = time.time()
         record: dict[str, Any] = {"time": started, "principal": None, "method": None, "verb": request.method}
-        record |= {"host": _host(request), "path": request.raw_path.partition("?")[0]}
+        record |= {"host": _host(request), "path": request.raw_path.partition("?")[0], "from": request.remote}
         try:
             response = await self._serve(request, record)
         except ApiError as error:

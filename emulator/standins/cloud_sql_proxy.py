@@ -5,7 +5,7 @@ Flags, environment, configuration files, log lines, exit codes and health checks
 (https://github.com/GoogleCloudPlatform/cloud-sql-proxy). Needs Debian's python3 and python3-cryptography.
 What it does not do: refused are FUSE, gcloud's and impersonated credentials, SQL Data, the admin server, sub-commands,
 YAML configuration, parameters of single instances, SQL Server. Taken and ignored: telemetry.
-Also missing: HTTPS_PROXY, the metadata exchange, metrics other than counts.
+Also missing: a login at HTTPS_PROXY, the metadata exchange, metrics other than counts.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ import sys
 import time
 import tomllib
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -182,8 +183,13 @@ def call(method: str, url: str, headers: Mapping[str, str], body: str | None = N
     """Call a JSON API, trying again on 5xx; raises `ProxyError` in the words of Google's Go client."""
     parts = urllib.parse.urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    proxies = urllib.request.getproxies_environment()
+    is_direct = parts.scheme not in proxies or urllib.request.proxy_bypass(parts.netloc)
     for attempt in range(5):
-        connection = kind(parts.netloc, timeout=_DIAL_SECONDS)
+        place = parts.netloc if is_direct else urllib.parse.urlsplit(proxies[parts.scheme]).netloc
+        connection = kind(place, timeout=_DIAL_SECONDS)
+        if not is_direct:
+            connection.set_tunnel(parts.netloc)
         try:
             connection.request(method, f"{parts.path}?{parts.query}".rstrip("?"), body, dict(headers))
             response = connection.getresponse()

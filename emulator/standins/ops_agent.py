@@ -44,7 +44,9 @@ PartOf={NAME}.service
 After=network-online.target {NAME}.service
 
 [Service]
+RuntimeDirectory={NAME}-{{name}}
 StateDirectory={NAME}/{{name}}
+ExecStartPre={_ENGINE} -service={{service}} -in {_CONFIGURATION}
 ExecStart={_ENGINE} -in {_CONFIGURATION} -run {{part}} -state ${{{{STATE_DIRECTORY}}}}
 Restart=always
 """
@@ -81,9 +83,11 @@ def build_package() -> bytes:
     """Return the Debian package: an ar archive of two tar archives, the same bytes every time."""
     units = {
         f"/lib/systemd/system/{NAME}.service": _MAIN_UNIT,
-        f"/lib/systemd/system/{NAME}-fluent-bit.service": _PART_UNIT.format(name="fluent-bit", part="logging"),
+        f"/lib/systemd/system/{NAME}-fluent-bit.service": _PART_UNIT.format(
+            name="fluent-bit", part="logging", service="fluentbit"
+        ),
         f"/lib/systemd/system/{NAME}-opentelemetry-collector.service": _PART_UNIT.format(
-            name="opentelemetry-collector", part="metrics"
+            name="opentelemetry-collector", part="metrics", service="otel"
         ),
     }
     engine = pathlib.Path(__file__).with_name("ops_agent_engine.py").read_text()

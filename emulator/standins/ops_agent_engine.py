@@ -3,8 +3,11 @@
 
 `-in FILE` checks a configuration against the fields that Ops Agent 2.60 knows on Linux (its `confgenerator` package,
 https://github.com/GoogleCloudPlatform/ops-agent) and ends with 1 and the real program's words when it is not valid.
+With `-service otel` or `-service fluentbit` it writes what that part starts from into `$RUNTIME_DIRECTORY`; of all that
+the real one writes there, it is where a part offers its own metrics.
 With `-run logging` it follows the files of the `files` and `nginx_*` receivers in use, with `-run metrics` it polls the
-endpoints of `nginx` and `prometheus` receivers; both write JSON lines to `STATE/shipped.jsonl`, cut off at a mebibyte.
+endpoints of `nginx` and `prometheus` receivers; both write JSON lines to `STATE/shipped.jsonl`, cut off at a mebibyte,
+and offer metrics where that file says.
 What it does not do: ship anything, read the journal, apply processors, measure the host, know other applications'
 receivers, OTLP and traces, or parse filters, regular expressions and Prometheus' relabelling.
 Needs Debian's python3-yaml.
@@ -13,10 +16,13 @@ Needs Debian's python3-yaml.
 import argparse
 import glob
 import http.client
+import http.server
 import json
+import os
 import pathlib
 import re
 import sys
+import threading
 import time
 import urllib.parse
 from typing import Any
@@ -65,6 +71,24 @@ _REQUIRED = {"files": "include_paths", "exclude_logs": "match_any", "parse_regex
 _BUILT_IN = {
     "logging": {"receivers": {"syslog"}, "processors": set()},
     "metrics": {"receivers": {"hostmetrics"}, "processors": {"metrics_filter"}},
+}
+# What each part starts from, by the engine's name for the part: the file, and what is in it.
+_GENERATED = {
+    "fluentbit": ("fluent_bit_main.conf", "[OUTPUT]\n    Name prometheus_exporter\n    host 0.0.0.0\n    port 20202\n"),
+    "otel": (
+        "otel.yaml",
+        """\
+service:
+  telemetry:
+    metrics:
+      readers:
+      - pull:
+          exporter:
+            prometheus:
+              host: 0.0.0.0
+              port: 20201
+""",
+    ),
 }
 _DEFAULT_PATHS = {
     "nginx_access": ["/var/log/nginx/access.log"],
@@ -205,6 +229,29 @@ def _ask(url: str) -> dict[str, Any]:
         connection.close()
 
 
+class _Metrics(http.server.BaseHTTPRequestHandler):
+    """What a part tells of itself."""
+
+    def do_GET(self) -> None:
+        content = b"fluentbit_uptime 1\n"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Log nothing."""
+
+
+def offer_metrics(directory: pathlib.Path) -> None:
+    """Listen where the file that `-service` wrote says."""
+    (file,) = (directory / name for name, _ in _GENERATED.values() if (directory / name).exists())
+    text = file.read_text()
+    host, port = (re.findall(rf"^\s*{name}:? (\S+)$", text, re.MULTILINE)[0] for name in ("host", "port"))
+    server = http.server.ThreadingHTTPServer((host, int(port)), _Metrics)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
 def run(config: Any, mode: str, state: pathlib.Path) -> None:
     """Collect for ever."""
     receivers = used(config, mode)
@@ -227,6 +274,7 @@ def main() -> int:
     parser.add_argument("-in", dest="input", type=pathlib.Path, default="/etc/google-cloud-ops-agent/config.yaml")
     parser.add_argument("-state", type=pathlib.Path, default="/var/lib/google-cloud-ops-agent")
     parser.add_argument("-healthchecks", action="store_true", help="check only, as always without -run")
+    parser.add_argument("-service", choices=_GENERATED, help="write what a part starts from")
     parser.add_argument("-run", choices=_COMPONENTS, help="collect (this stand-in alone)")
     options = parser.parse_args()
     try:
@@ -238,7 +286,12 @@ def main() -> int:
         detail = "\n".join(problems)
         print(f"The agent config file is not valid. Detailed error: {detail}", file=sys.stderr)
         return 1
+    directory = pathlib.Path(os.environ.get("RUNTIME_DIRECTORY", "."))
+    if options.service:
+        name, text = _GENERATED[options.service]
+        (directory / name).write_text(text)
     if options.run:
+        offer_metrics(directory)
         run(config, options.run, options.state)
     return 0
 

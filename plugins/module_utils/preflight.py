@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import ipaddress
 import re
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -361,6 +362,7 @@ def _check_reach(checker: _Checker) -> None:
         "write an ACME directory, such as https://acme-v02.api.letsencrypt.org/directory",
     )
     _check_proof(checker)
+    _check_way_out(checker)
     checker.networks("platform_https_source_ranges")
     checker.networks("platform_http_source_ranges")
     for variable in ("platform_operators", "platform_artifact_users"):
@@ -377,6 +379,32 @@ def _check_reach(checker: _Checker) -> None:
     elif users and not is_direct:
         problem = "given, and artifacts go through the server, which needs nobody's rights on the bucket but its own"
         checker.add("platform_artifact_users", problem, "write platform_artifact_access: direct, or leave it out")
+
+
+def _check_way_out(checker: _Checker) -> None:
+    """Refuse a proxy that servers could not use, or whose password all of them would show, and what is no authority."""
+    variables = checker.variables
+    proxy, hosts = variables.get("platform_https_proxy"), variables.get("platform_no_proxy")
+    if not isinstance(proxy, str) or not re.fullmatch(r"(http://[A-Za-z0-9.-]+:[0-9]+/?)?", proxy):
+        # It may hold a password.
+        shown = "(hidden)" if "@" in str(proxy) else repr(proxy)
+        problem, fix = "not the URL of a proxy without a login", "write such as http://proxy.example.com:3128"
+        checker.problems.append(Problem("platform_https_proxy", shown, problem, f"{fix} (in {checker.where})"))
+    if not isinstance(hosts, list) or not all(re.fullmatch(r"[A-Za-z0-9.:/*-]+", str(host)) for host in hosts):
+        checker.add("platform_no_proxy", "not a list of hosts", "write such as [.googleapis.com, 10.0.0.0/8], or []")
+    certificates = variables.get("platform_ca_certificates")
+    if certificates == "":
+        return
+    problem = "not certificates in PEM"
+    try:
+        if isinstance(certificates, str) and "PRIVATE KEY" not in certificates:
+            ssl.create_default_context(cadata=certificates)
+            return
+        problem = "holds a private key, which no server but the authority's own may have"
+    except (ssl.SSLError, ValueError):
+        pass
+    fix = "write what is between BEGIN and END CERTIFICATE, such as lookup('ansible.builtin.file', 'company-ca.pem')"
+    checker.problems.append(Problem("platform_ca_certificates", "(hidden)", problem, f"{fix} (in {checker.where})"))
 
 
 def _check_proof(checker: _Checker) -> None:

@@ -28,6 +28,7 @@ UNITS = (
     "mlflow-backup.service",
     "mlflow-gc.timer",
     "mlflow-gc.service",
+    "mlflow-cleanup.service",
 )
 PACKAGES = ("nginx", "certbot", "google-cloud-ops-agent")
 CONFIG = pathlib.Path("/etc/mlflow")
@@ -37,15 +38,22 @@ LAST_SET = pathlib.Path("/var/lib/mlflow-backup/last.json")
 LAST_DRILL = pathlib.Path("/var/lib/mlflow-drill/last.json")
 # What mlflow-gc writes when it has removed all that it should.
 LAST_GC = pathlib.Path("/var/lib/mlflow/gc.json")
+# What mlflow-switch --clean writes when it has removed all that it should.
+LAST_CLEANUP = pathlib.Path("/var/lib/mlflow-cleanup/last.json")
 COMMAND_SECONDS = 45
 # Run by the release's own Python, which has the drivers. The password is read there, so it is in no command line.
 # numbackends is visible to every user; what it counts in PostgreSQL counts against max_connections.
 DATABASE_PROGRAM = """
 import json, pathlib, sys, sqlalchemy
 url = sqlalchemy.make_url(sys.stdin.read())
-secret = pathlib.Path("/etc/credstore/mlflow.database-password")
-if secret.exists():
-    url = url.difference_update_query(["read_default_file"]).set(password=secret.read_text().rstrip("\\n"))
+# Those of before are there while the password is replaced.
+passwords = [
+    password
+    for name in ("mlflow.database-password", "mlflow.database-password.previous")
+    for path in [pathlib.Path("/etc/credstore", name)] if path.exists()
+    for password in path.read_text().splitlines()
+]
+urls = [url.difference_update_query(["read_default_file"]).set(password=one) for one in passwords] or [url]
 statements = {
     "postgresql": ["SELECT pg_database_size(current_database())", "SELECT sum(numbackends) FROM pg_stat_database",
                    "SELECT current_setting('max_connections')"],
@@ -53,12 +61,16 @@ statements = {
               " WHERE table_schema = database()",
               "SHOW GLOBAL STATUS LIKE 'Threads_connected'", "SELECT @@max_connections"],
 }[url.get_backend_name()]
-try:
-    with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
-        values = [int(connection.exec_driver_sql(statement).one()[-1]) for statement in statements]
-except sqlalchemy.exc.DBAPIError as error:
-    sys.exit(str(error.orig))
-print(json.dumps(dict(zip(["size_bytes", "connections", "max_connections"], values))))
+for url in urls:
+    try:
+        with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
+            values = [int(connection.exec_driver_sql(statement).one()[-1]) for statement in statements]
+    except sqlalchemy.exc.DBAPIError as error:
+        problem = str(error.orig)
+    else:
+        print(json.dumps(dict(zip(["size_bytes", "connections", "max_connections"], values))))
+        sys.exit()
+sys.exit(problem)
 """
 
 
@@ -88,6 +100,7 @@ def read(proxy_readiness_url: str) -> dict[str, Any]:
         "last_set": part(last_set),
         "last_drill": part(last_drill),
         "last_gc": part(last_gc),
+        "last_cleanup": part(last_cleanup),
     }
 
 
@@ -218,6 +231,11 @@ def last_drill() -> dict[str, Any]:
 def last_gc() -> dict[str, Any]:
     """Return `removed` (by kind), `kept`, `unknown` and `ended` of the last whole removal of what was deleted."""
     return dict(json.loads(LAST_GC.read_text())) if LAST_GC.exists() else {}
+
+
+def last_cleanup() -> dict[str, Any]:
+    """Return `removed` (how many) and `ended` of the last removal of old releases; nothing where there was none."""
+    return dict(json.loads(LAST_CLEANUP.read_text())) if LAST_CLEANUP.exists() else {}
 
 
 def pending_updates() -> dict[str, Any]:

@@ -26,6 +26,8 @@ MIB = 2**20
 LOAD_PER_CPU_NOTICE = 2.0
 # A drill a month, with some days to spare.
 DRILL_DAYS_NOTICE = 35
+# Of what is due every night.
+CLEANUP_DAYS_NOTICE = 3
 PACKAGE_LISTS_OLD_DAYS = 7
 
 
@@ -157,6 +159,7 @@ def judge(facts: Facts, limits: Limits, deployment: Deployment, now: datetime.da
     rows.append(drill_row(servers, deployment, now))
     for one in servers:
         rows.append(gc_row(one, deployment, len(servers) > 1, now))
+        rows.append(cleanup_row(one, deployment, len(servers) > 1, now))
     rows.append(drift_row(facts["drift"], deployment))
     for one in servers:
         rows += update_rows(one, facts["locked"], deployment, len(servers) > 1, now)
@@ -543,6 +546,25 @@ def gc_row(server: Facts, deployment: Deployment, several: bool, now: datetime.d
     if result not in ("", "success"):
         look = "the last run failed; journalctl --unit=mlflow-gc on the server says why"
         return Row("Data", title, DEGRADED, f"{look}; {done}", since=ended, command=mend)
+    return Row("Data", title, OK if ended else INFO, done, since=ended)
+
+
+def cleanup_row(server: Facts, deployment: Deployment, several: bool, now: datetime.datetime) -> Row:
+    """Return the row of what is left of upgrades, which a server removes every night."""
+    title, mend = titled("Old releases", server, several), deployment.play("configure", "--tags mlflow")
+    if "error" in server:
+        return Row("Data", title, UNKNOWN, f"{server['name']} cannot be asked")
+    units, last = server["server"]["units"], server["server"]["last_cleanup"]
+    if "error" in units or "error" in last:
+        why = units["error"] if "error" in units else last["error"]
+        return Row("Data", title, UNKNOWN, shortened(why), command=mend)
+    ended = str(last.get("ended", ""))
+    done = f"removed {age(ended, now)} ago" if ended else "not looked for yet"
+    if units.get("mlflow-cleanup.service", {}).get("result", "") not in ("", "success"):
+        look = "the last run failed; journalctl --unit=mlflow-cleanup on the server says why"
+        return Row("Data", title, DEGRADED, f"{look}; {done}", since=ended, command=mend)
+    if ended and (now - moment(ended)).days >= CLEANUP_DAYS_NOTICE:
+        return Row("Data", title, NOTICE, f"{done}, and it is due every night", since=ended, command=mend)
     return Row("Data", title, OK if ended else INFO, done, since=ended)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -21,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.crypto import KEKManager, unwrap_dek
 
 from emulator.certificates import issue_server, make_authority
+from tests.integration.conftest import Deployment, interrupted, removed_afterwards
 
 VERSIONS = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions"
 CHOICES = ("admin_password", "flask_secret_key", "webhook_secret_encryption_key", "crypto_kek_passphrase")
@@ -34,6 +36,7 @@ WEBHOOK = {
     "status": "DISABLED",
 }
 PAUSE_SECONDS = 0.1
+EMPTY = "empty-project"
 Play = Callable[..., Any]
 
 
@@ -70,7 +73,7 @@ class Clients(threading.Thread):
         with requests.Session() as session:
             session.trust_env = False
             session.proxies, session.verify, session.auth = {"https": self.proxy}, str(self.ca), self.login
-            experiment = self.ask(session, "POST", "experiments/create", {"name": NAME}).get("experiment_id")
+            experiment = self.ask(session, "POST", "experiments/create", {"name": self.login[0]}).get("experiment_id")
             while not self.stopping.wait(PAUSE_SECONDS):
                 self.ask(session, "POST", "runs/create", {"experiment_id": experiment})
                 self.ask(session, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1})
@@ -81,7 +84,7 @@ class Clients(threading.Thread):
 @contextlib.contextmanager
 def at_work(deployment: Any, tracking: Callable[..., requests.Response]) -> Iterator[Clients]:
     """Let a user of their own work until the context ends."""
-    login = (NAME, secrets.token_urlsafe(24))
+    login = (f"{NAME}-{secrets.token_hex(2)}", secrets.token_urlsafe(24))
     tracking("POST", "users/create", json={"username": login[0], "password": login[1]}).raise_for_status()
     # Whom MLflow gives webhooks.
     tracking("PATCH", "users/update-admin", json={"username": login[0], "is_admin": True}).raise_for_status()
@@ -92,7 +95,7 @@ def at_work(deployment: Any, tracking: Callable[..., requests.Response]) -> Iter
     finally:
         clients.stopping.set()
         clients.join(timeout=60)
-        tracking("DELETE", "users/delete", json={"username": NAME}).raise_for_status()
+        tracking("DELETE", "users/delete", json={"username": login[0]}).raise_for_status()
 
 
 def stored(statement: str) -> list[list[str]]:
@@ -278,3 +281,150 @@ def test_a_certificate_of_the_operators_own_takes_the_place_of_the_issued_one(
     cloud.call("DELETE", secret).raise_for_status()
     after = play("playbooks/configure.yml", *tags)
     assert (after.code, after.changed) == (0, 0), after.output
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPassword(Deployment):
+    """A deployment in the empty project whose server logs in to its database by a password."""
+
+    name: str
+    inventory: pathlib.Path
+
+    @property
+    def admin_password(self) -> str:
+        return self.cloud.secret(f"{self.name}-admin-password", project=EMPTY)
+
+    def database_password(self, version: str = "latest") -> str:
+        return self.cloud.secret(f"{self.name}-database-password", version, project=EMPTY)
+
+    def versions(self) -> list[str]:
+        """Return the states of the password's versions, newest first."""
+        secret = f"https://secretmanager.googleapis.com/v1/projects/{EMPTY}/secrets/{self.name}-database-password"
+        return [one["state"] for one in self.cloud.get(f"{secret}/versions")["versions"]]
+
+    def tracking(self, verb: str, path: str, **options: Any) -> requests.Response:
+        """Call MLflow's REST API over HTTPS as the administrator."""
+        proxies, auth = {"https": self.environment["HTTPS_PROXY"]}, ("admin", self.admin_password)
+        url = f"{self.url}/api/2.0/mlflow/{path}"
+        return requests.request(
+            verb, url, proxies=proxies, auth=auth, verify=str(self.ca_bundle), timeout=60, **options
+        )
+
+    def keeps_the_one_before(self) -> bool:
+        command = ["docker", "exec", self.server, "test", "-e", "/etc/credstore/mlflow.database-password.previous"]
+        return subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module", params=["POSTGRES_17", "MYSQL_8_4"])
+def by_password(
+    request: pytest.FixtureRequest,
+    environment: dict[str, str],
+    cloud: Any,
+    play: Play,
+    make_inventory: Callable[..., pathlib.Path],
+) -> Iterator[ByPassword]:
+    name = f"login-{secrets.token_hex(2)}"
+    inventory = make_inventory(
+        [EMPTY],
+        platform_name=name,
+        platform_domain=f"{name}.localhost",
+        platform_sql_login="password",
+        platform_sql_database_version=request.param,
+    )
+    with removed_afterwards(inventory, EMPTY, name, play):
+        made = play("site.yml", inventory=inventory)
+        assert made.code == 0, made.output
+        yield ByPassword(
+            url=f"https://{name}.localhost",
+            ca_bundle=pathlib.Path(environment["REQUESTS_CA_BUNDLE"]),
+            environment=environment,
+            server=f"gce-{name}-1",
+            cloud=cloud,
+            name=name,
+            inventory=inventory,
+        )
+
+
+DATABASE_PASSWORD = ("playbooks/rotate.yml", "-e", "platform_rotate=database_password")
+
+
+@pytest.mark.long
+def test_the_databases_password_is_replaced_under_load(by_password: ByPassword, play: Play) -> None:
+    old = by_password.database_password()
+    # More than have a connection of their own, so that some are opened all the time.
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(at_work(by_password, by_password.tracking)) for _ in range(6)]
+        done = play(*DATABASE_PASSWORD, "--diff", "-vvv", inventory=by_password.inventory)
+        # Until no connection is used any more that is older.
+        time.sleep(65)
+
+    assert done.code == 0, done.output
+    assert [failure for one in clients for failure in one.failures] == []
+    asked = sum(one.requests for one in clients)
+    assert asked > 500
+    print(f"{asked} requests, none failed; rotated in {done.seconds:.0f} s")
+    new = by_password.database_password()
+    assert new != old
+    assert by_password.versions()[:2] == ["ENABLED", "DISABLED"]
+    assert not by_password.keeps_the_one_before()
+    for value in (old, new):
+        assert value not in done.output
+        assert said_on_server(by_password, value) == "0"
+    after = play("site.yml", inventory=by_password.inventory)
+    assert (after.code, after.changed) == (0, 0), after.output
+
+
+@pytest.mark.long
+def test_a_password_left_half_way_serves_and_the_next_run_ends_it(
+    by_password: ByPassword, play: Play, tmp_path: pathlib.Path
+) -> None:
+    begun = len(by_password.versions())
+    log = tmp_path / "log"
+
+    def killed(condition: Callable[[], bool]) -> None:
+        arguments = (*DATABASE_PASSWORD, "-v")
+        interrupted(by_password.environment, by_password.inventory, condition, *arguments, log=log)
+
+    def serves() -> bool:
+        # By new connections alone.
+        subprocess.run(
+            ["docker", "exec", by_password.server, "systemctl", "restart", "mlflow"], timeout=300, check=True
+        )
+        return by_password.tracking("GET", "experiments/search?max_results=1").status_code == 200
+
+    with at_work(by_password, by_password.tracking) as clients:
+        # The server knows both, and the database the one before.
+        killed(by_password.keeps_the_one_before)
+        killed(lambda: "Give the user the password" in log.read_text())
+    assert clients.failures == []
+    assert serves()
+    # The database takes the new one, or is about to.
+    killed(lambda: "Look what was replaced" in log.read_text())
+    assert serves()
+
+    status = play("playbooks/status.yml", inventory=by_password.inventory)
+    assert "password authentication failed" not in status.output
+    done = play(*DATABASE_PASSWORD, inventory=by_password.inventory)
+    assert done.code == 0, done.output
+    assert "the rotation that began before is finished" in done.output
+    assert len(by_password.versions()) == begun + 1
+    assert by_password.versions()[:2] == ["ENABLED", "DISABLED"]
+    assert not by_password.keeps_the_one_before()
+    assert serves()
+
+
+@pytest.mark.long
+def test_a_version_added_by_hand_is_brought_by_site(by_password: ByPassword, play: Play) -> None:
+    secret = f"https://secretmanager.googleapis.com/v1/projects/{EMPTY}/secrets/{by_password.name}-database-password"
+    data = base64.b64encode(secrets.token_urlsafe(30).encode()).decode()
+    by_password.cloud.call("POST", f"{secret}:addVersion", {"payload": {"data": data}}).raise_for_status()
+
+    with at_work(by_password, by_password.tracking) as clients:
+        # Without the outage that it makes to see it told.
+        whole = ("site.yml", "-e", "verify_database_outage_enabled=false")
+        brought = play(*whole, inventory=by_password.inventory)
+    assert brought.code == 0, brought.output
+    assert clients.failures == []
+    assert not by_password.keeps_the_one_before()
+    again = play(*whole, inventory=by_password.inventory)
+    assert (again.code, again.changed) == (0, 0), again.output

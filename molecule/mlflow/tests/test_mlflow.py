@@ -139,7 +139,7 @@ def test_release_belongs_to_root_and_its_page_is_compressed(host: Host) -> None:
     assert host.check_output(f"gzip --decompress --stdout {main}.gz | cmp - {main} && echo same") == "same"
 
 
-@pytest.mark.parametrize("unit", ["mlflow", "mlflow-gc"])
+@pytest.mark.parametrize("unit", ["mlflow", "mlflow-gc", "mlflow-cleanup"])
 def test_unit_is_confined(host: Host, unit: str) -> None:
     unit = host.check_output(f"systemctl show -P Id {unit}.service")
     report = host.check_output(f"systemd-analyze security --no-pager {unit} | tail -1")
@@ -528,6 +528,44 @@ def test_an_encryption_that_was_killed_is_finished_by_the_next(host: Host, begin
     assert "changed=0 " in converge(entry_point="reencrypt").stdout
 
 
+def test_the_databases_password_is_replaced_without_a_failed_request(host: Host, converge: Converge) -> None:
+    new, path = "database-secret-of-now-31c9", "/etc/credstore/mlflow.database-password"
+    old = host.check_output(f"cat {path}")
+    others = "FROM pg_stat_activity WHERE usename = 'mlflow@test'"
+    latest = "SELECT coalesce(max(backend_start), '-infinity') " + others
+
+    def take(password: str) -> None:
+        sql(host, f"ALTER ROLE \\\"mlflow@test\\\" PASSWORD '{password}'")
+
+    def answers_by_new_connections() -> set[int]:
+        before = sql(host, latest)
+        sql(host, f"SELECT pg_terminate_backend(pid) {others}")
+        found = {call(host, SEARCH)[0] for _ in range(20)}
+        assert sql(host, f"SELECT ({latest}) > '{before}'") == "t"
+        return found
+
+    try:
+        host.check_output(f"(cat {path}; echo) >{path}.previous && chmod 0600 {path}.previous && printf {new} >{path}")
+        host.check_output("systemctl restart mlflow")
+        assert answers_by_new_connections() == {200}
+        # The database does not know it yet: what is known of before stays.
+        refused = converge(entry_point="reencrypt")
+        assert refused.returncode != 0
+        assert "password authentication failed" in refused.stdout
+        assert host.file(f"{path}.previous").exists
+
+        take(new)
+        assert answers_by_new_connections() == {200}
+        assert converge(entry_point="reencrypt").returncode == 0
+        assert not host.file(f"{path}.previous").exists
+        assert answers_by_new_connections() == {200}
+        assert not [value for value in (old, new) if value in journal(host) + host.check_output("ps -eo args")]
+    finally:
+        take(old)
+        host.check_output(f"printf {old} >{path} && rm -f {path}.previous && systemctl restart mlflow")
+    assert "changed=0 " in converge().stdout
+
+
 @pytest.mark.usefixtures("once")
 def test_a_start_may_take_longer_than_the_watchdog_waits(host: Host) -> None:
     unit = host.check_output("systemctl show -P Id mlflow.service")
@@ -578,6 +616,33 @@ def test_while_a_restore_has_not_ended_nothing_starts_it(host: Host, converge: C
     finally:
         host.check_output("rm /etc/mlflow/restoring && systemctl start mlflow")
     assert "changed=0 " in converge("--check").stdout
+
+
+def test_what_no_switch_came_to_goes_after_a_week_and_nothing_else(host: Host) -> None:
+    generations, releases, units = "/etc/mlflow/generations", "/opt/mlflow/releases", "/etc/systemd/system"
+    name, stamp = "mlflow-9.9.9-0123456789", "/var/lib/mlflow-cleanup/last.json"
+    left = (f"{generations}/{name}", f"{releases}/9.9.9-01234567", f"{units}/{name}.service")
+    listed = f"ls -d {generations}/* {releases}/* {units}/mlflow*"
+    # As if a week had passed.
+    clean = "systemd-run --quiet --wait --property=StateDirectory=mlflow-cleanup"
+    program = "/opt/mlflow/bin/mlflow-switch --clean 0"
+    before = host.check_output(listed)
+
+    # By an upgrade that was not agreed to.
+    host.check_output(f"mkdir {left[0]} {left[1]} && ln -s {left[1]} {left[0]}/release && echo '[Unit]' >{left[2]}")
+    host.check_output("systemctl start mlflow-cleanup")
+    assert {host.file(path).exists for path in left} == {True}
+    young = json.loads(host.file(stamp).content_string)
+    assert young["removed"] == 0
+    assert host.run(f"{clean} --property=ReadOnlyPaths=/opt/mlflow {program}").rc != 0
+    assert json.loads(host.file(stamp).content_string) == young
+
+    host.check_output(f"{clean} {program}")
+    assert host.check_output(listed) == before
+    assert json.loads(host.file(stamp).content_string)["removed"] >= 1
+    assert host.service("mlflow-cleanup.timer").is_enabled
+    assert host.service("mlflow-cleanup.timer").is_running
+    assert host.run(READY).rc == 0
 
 
 def test_what_was_deleted_long_ago_goes_and_nothing_else(host: Host) -> None:

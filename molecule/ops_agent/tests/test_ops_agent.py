@@ -32,6 +32,30 @@ def test_every_part_runs(host: Host, unit: str) -> None:
     assert host.check_output(f"systemctl show -P StartLimitIntervalUSec {unit}") == "0"
 
 
+def test_what_the_parts_tell_of_themselves_stays_on_the_machine(host: Host) -> None:
+    ports = {"20201", "20202"}
+    listening = host.check_output("ss --no-header --listening --tcp --numeric").splitlines()
+    found = {line.split()[3] for line in listening if line.split()[3].rpartition(":")[2] in ports}
+    assert found == {f"127.0.0.1:{port}" for port in ports}
+    assert {host.run(f"curl --fail --silent 127.0.0.1:{port}/metrics").rc for port in ports} == {0}
+
+
+def test_another_environment_starts_the_agent_anew(host: Host, converge) -> None:
+    before = started(host)
+    variable = {"https_proxy": "http://proxy.test:3128"}
+    check = converge("--check", ops_agent_environment=variable)
+    assert check.returncode == 0, check.stdout
+    assert started(host) == before
+    assert "changed=2 " in check.stdout
+    changed = converge(ops_agent_environment=variable)
+    assert "changed=2 " in changed.stdout, changed.stdout
+    assert started(host) != before
+    for part in PARTS:
+        environment = host.check_output(f"tr '\\0' '\\n' </proc/$(systemctl show -P MainPID {part})/environ")
+        assert "https_proxy=http://proxy.test:3128" in environment.splitlines()
+    assert converge().returncode == 0
+
+
 def test_the_repository_is_trusted_by_its_own_key_alone(host: Host) -> None:
     release = host.check_output(". /etc/os-release; echo $VERSION_CODENAME")
     sources = host.file("/etc/apt/sources.list.d/google-cloud-ops-agent.sources").content_string

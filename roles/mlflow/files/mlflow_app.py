@@ -22,6 +22,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.server import auth
 from mlflow.server.fastapi_app import create_fastapi_app
 from mlflow_keys import read_with_keys_before
+from mlflow_login import log_in
 from werkzeug.datastructures import Authorization
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -215,28 +216,32 @@ def log_record(*arguments: Any, **options: Any) -> logging.LogRecord:
     return record
 
 
+def prepare() -> None:
+    """Make of this process one of MLflow's as it is served here."""
+    logging.setLogRecordFactory(log_record)
+    log_in()
+    read_with_keys_before()
+
+
 def create_app() -> Alive:
     """Return what uvicorn's workers serve."""
-    logging.setLogRecordFactory(log_record)
+    prepare()
     # Whatever asks for a login ends there, unless the same was right within the last minute.
     auth.store.authenticate_user = Guesses(auth.store.authenticate_user)  # type: ignore[method-assign]
-    read_with_keys_before()
     return Alive(RequestId(Patience(auth.create_app())))
 
 
 def create_app_without_users() -> Alive:
     """Return what uvicorn's workers serve where nobody logs in: no password that somebody brings is looked at."""
-    logging.setLogRecordFactory(log_record)
-    read_with_keys_before()
+    prepare()
     return Alive(RequestId(create_fastapi_app()))
 
 
 def create_app_with_oidc() -> Alive:
     """Return what uvicorn's workers serve where users sign in at an OpenID provider."""
+    prepare()
     # Of a release that has the plugin.
     import mlflow_oidc
 
-    logging.setLogRecordFactory(log_record)
-    read_with_keys_before()
     guesses = Guesses(lambda *_: False)
     return Alive(RequestId(Guarded(mlflow_oidc.create_plugin_app(), guesses, mlflow_oidc.basic_login)))

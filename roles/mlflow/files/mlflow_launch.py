@@ -2,8 +2,8 @@
 
 `serve` checks both schemas, applies the admin password and MLflow's keys, then serves; `schema` says as JSON what is
 there and what this release needs, `count` how many rows each table has; `migrate` makes the one schema the other;
-`reencrypt` encrypts with the keys of now what those before encrypted; `gc` removes for good what was deleted days ago.
-Run by the Python of the release.
+`reencrypt` encrypts with the keys of now what those before encrypted, and needs no password before; `gc` removes for
+good what was deleted days ago. Run by the Python of the release.
 
 The environment holds MLFLOW_BACKEND_STORE_URI, MLFLOW_AUTH_CONFIG_PATH, MLFLOW_AUTHENTICATION, MLFLOW_WORKERS and
 MLflow's other settings, `$CREDENTIALS_DIRECTORY` one file per secret. Exit status 78 (EX_CONFIG) means that starting
@@ -34,6 +34,7 @@ from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 # Which Python's -I leaves out.
 sys.path.append(str(pathlib.Path(__file__).parent))
 from mlflow_keys import credential, ensure_readable, fernet_key, reencrypt
+from mlflow_login import log_in
 
 # Of a release that has the plugin; its users are in a database of their own, with the plugin's schema.
 if WITH_OIDC := os.environ["MLFLOW_AUTHENTICATION"] == "oidc":
@@ -204,15 +205,6 @@ def ensure_admin(username: str, password: str) -> None:
         print(f"Applied the password of the credential mlflow.admin-password to the user {username}.", flush=True)
 
 
-def give_database_password(password: str) -> None:
-    """Puts the password where the drivers look: PostgreSQL's in a variable, PyMySQL in the file its URI names."""
-    os.environ["PGPASSWORD"] = password
-    # Of this unit alone (PrivateTmp).
-    options = pathlib.Path("/tmp/my.cnf")  # noqa: S108
-    options.touch(mode=0o600)
-    options.write_text(f'[client]\npassword = "{password}"\n')
-
-
 def tell_systemd_while_alive(path: pathlib.Path) -> None:
     """Asks the server over and over, and passes each answer on: where none comes for WatchdogSec=, systemd restarts.
 
@@ -291,8 +283,8 @@ def main() -> None:
     parser.add_argument("--days", type=int, help="for gc: how long ago")
     arguments = parser.parse_args()
     verb = arguments.verb
-    if database_password := credential("database-password"):
-        give_database_password(database_password)
+    # Where that is done, nothing of before is needed any more.
+    log_in(passwords_before=verb != "reencrypt")
     tracking_uri, auth_uri = os.environ["MLFLOW_BACKEND_STORE_URI"], auth.auth_config.database_uri
     tracking_config = tracking_alembic_config(tracking_uri)
     if WITH_OIDC:

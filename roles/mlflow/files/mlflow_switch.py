@@ -9,11 +9,13 @@ Run as root, by the role and by hand. Starts the generation beside the live one,
 it, waits until no request is left at the old one, stops that, and removes what is neither live nor the one before.
 Every step may be repeated: a run that was killed is finished by the next. Standard output names what was changed.
 Exit status 0: the generation is live; 1: it is not, with the reason on standard error, and what served serves on.
+`--clean`, for a timer, only removes what no switch came to: what a run prepared that ended early or was not agreed to.
 """
 
 import argparse
 import datetime
 import fcntl
+import json
 import os
 import pathlib
 import shutil
@@ -38,6 +40,8 @@ RESTORING = CONFIG / "restoring"
 RUNTIME = pathlib.Path("/run/mlflow")
 RELEASES = pathlib.Path("/opt/mlflow/releases")
 LOCK = pathlib.Path("/run/mlflow-switch.lock")
+# Held by what builds a release.
+BUILD_LOCK = pathlib.Path("/run/mlflow-build.lock")
 # Fields of /proc/net/unix: number, references, protocol, flags, type, state, inode, path. SS_CONNECTED is 3.
 # https://man7.org/linux/man-pages/man5/proc_pid_net.5.html
 SOCKETS = pathlib.Path("/proc/net/unix")
@@ -225,6 +229,25 @@ def switch(generation: str, drain_seconds: float, *, is_back: bool, pretend: boo
             remove(path)
 
 
+def clean(days: float, *, pretend: bool) -> None:
+    """Removes what is neither live, the one before, running nor younger, and notes it in the unit's StateDirectory=."""
+    keep = {pointed(ALIAS), pointed(PREVIOUS), *running()} - {""}
+    youngest = time.time() - days * 86_400
+    forgotten = forgettable(keep, EARLIER.resolve(), NEXT.resolve()) if keep else []
+    found = [path for path in forgotten if path.lstat().st_ctime < youngest]
+    for path in found:
+        print(f"remove {path}", flush=True)
+        if not pretend:
+            remove(path)
+    if not pretend:
+        systemctl("daemon-reload")
+        stamp = pathlib.Path(os.environ["STATE_DIRECTORY"], "last.json")
+        ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        staged = stamp.with_suffix(".new")
+        staged.write_text(json.dumps({"removed": len(found), "ended": ended}))
+        staged.replace(stamp)
+
+
 def main() -> None:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,7 +257,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only say what would be done")
     parser.add_argument("--publish", action="store_true", help="only point NGINX at it, if it is the live one")
     parser.add_argument("--at-boot", action="store_true", help="only make it the one that a boot starts")
+    parser.add_argument("--clean", type=float, metavar="DAYS", help="only remove what no switch came to for so long")
     options = parser.parse_args()
+    if options.clean is not None:
+        with LOCK.open("w") as switching, BUILD_LOCK.open("w") as building:
+            fcntl.flock(building, fcntl.LOCK_EX)
+            fcntl.flock(switching, fcntl.LOCK_EX)
+            clean(options.clean, pretend=options.check)
+        return
     generation = options.generation or pointed(PREVIOUS)
     if not options.check and not (GENERATIONS / generation / "release").is_dir():
         more = "More: docs/failures.md#there-is-nothing-to-go-back-to"

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils import preflight
 
+from emulator.certificates import make_authority
+
+AUTHORITY, KEY_OF_AUTHORITY = make_authority("A company's own authority")
 KEY = "projects/keys/locations/europe-west1/keyRings/mlflow/cryptoKeys/mlflow"
 GOOD: dict[str, Any] = {
     "platform_project": "demo-project",
@@ -59,6 +62,9 @@ GOOD: dict[str, Any] = {
     "platform_dns_zone": "",
     "platform_acme_dns_zone": "",
     "platform_external_address_enabled": True,
+    "platform_https_proxy": "http://proxy.example.com:3128",
+    "platform_no_proxy": [".googleapis.com", "10.0.0.0/8"],
+    "platform_ca_certificates": AUTHORITY,
     "platform_network_name": "mlflow",
     "platform_sql_instance": "mlflow",
     "mlflow_version": "3.17.2",
@@ -165,6 +171,11 @@ def test_a_good_inventory_has_no_problem(inventory_dir: Path) -> None:
         ("platform_existing_service_account", "mlflow@demo-project.iam.gserviceaccount.com"),
         ("platform_existing_certificate", "projects/demo-project/secrets/certificate"),
         ("platform_dns_zone", "example.com"),
+        ("platform_https_proxy", "proxy.example.com:3128"),
+        ("platform_https_proxy", "https://proxy.example.com:3128"),
+        ("platform_https_proxy", None),
+        ("platform_no_proxy", ".googleapis.com,10.0.0.0/8"),
+        ("platform_no_proxy", ["a host"]),
         ("platform_sql_database_version", "POSTGRES_16"),
         ("platform_sql_database_version", "MYSQL_8_0"),
         ("platform_sql_database_version", "SQLSERVER_2022_STANDARD"),
@@ -184,6 +195,23 @@ def test_a_bad_value_is_named_with_its_fix(inventory_dir: Path, variable: str, v
     assert about[0].value == repr(value)
     assert about[0].problem
     assert str(inventory_dir) in about[0].fix
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("platform_https_proxy", "http://ann:hunter2@proxy.example.com:3128", "without a login"),
+        ("platform_ca_certificates", "company-ca.pem", "not certificates"),
+        ("platform_ca_certificates", AUTHORITY.replace("M", "*"), "not certificates"),
+        ("platform_ca_certificates", f"{KEY_OF_AUTHORITY}{AUTHORITY}", "private key"),
+    ],
+)
+def test_what_may_be_secret_is_named_and_not_shown(
+    inventory_dir: Path, variable: str, value: str, problem: str
+) -> None:
+    (found,) = preflight.check_inventory({**GOOD, variable: value}, inventory_dir)
+    assert (found.variable, found.value) == (variable, "(hidden)")
+    assert problem in found.problem
 
 
 def test_artifacts_that_travel_directly_need_somebody_who_may(inventory_dir: Path) -> None:

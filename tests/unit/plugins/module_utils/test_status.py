@@ -52,7 +52,9 @@ def healthy() -> dict[str, Any]:
             "mlflow-backup.service": unit("inactive"),
             "mlflow-gc.timer": unit(),
             "mlflow-gc.service": unit("inactive"),
+            "mlflow-cleanup.service": unit("inactive"),
         },
+        "last_cleanup": {"removed": 1, "ended": hours_ago(8)},
         "last_gc": {"removed": {"runs": 2}, "kept": 1, "unknown": 0, "ended": hours_ago(9)},
         "last_set": {"name": "20261125T020000Z", "ended": hours_ago(10)},
         "last_drill": {"set": "20261125T020000Z", "passed": True, "problem": "", "ended": hours_ago(24 * 20)},
@@ -274,6 +276,14 @@ def test_everything_well_is_healthy_and_leaves_nothing_to_do():
             "--tags mlflow",
         ),
         ({f"{SERVER}last_gc": {"error": "no JSON"}}, "Deleted runs", "unknown", "no JSON", "--tags mlflow"),
+        (
+            {f"{SERVER}units__mlflow-cleanup.service": unit("failed", result="exit-code")},
+            "Old releases",
+            "degraded",
+            "the last run failed; journalctl --unit=mlflow-cleanup on the server says why; removed 8 h ago",
+            "--tags mlflow",
+        ),
+        ({f"{SERVER}last_cleanup": {"error": "no JSON"}}, "Old releases", "unknown", "no JSON", "--tags mlflow"),
     ],
 )
 def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, health, text, command):
@@ -322,6 +332,13 @@ def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, hea
         ),
         ({f"{SERVER}units__mlflow-gc.timer": unit("inactive")}, "Deleted runs", "info", "platform_gc_days is 0"),
         ({f"{SERVER}last_gc": {}}, "Deleted runs", "info", "none removed yet"),
+        ({f"{SERVER}last_cleanup": {}}, "Old releases", "info", "not looked for yet"),
+        (
+            {f"{SERVER}last_cleanup__ended": hours_ago(73)},
+            "Old releases",
+            "notice",
+            "3 d ago, and it is due every night",
+        ),
         ({f"{SERVER}last_gc__unknown": 3}, "Deleted runs", "ok", "3 directories of artifacts that nobody knows"),
         ({f"{SERVER}last_drill": {}}, "Last drill", "info", "none yet: no set was ever restored"),
         ({f"{SERVER}last_drill__ended": hours_ago(24 * 36)}, "Last drill", "notice", "passed 36 d ago"),
