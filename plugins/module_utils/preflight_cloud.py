@@ -235,6 +235,12 @@ def _machine_type(seen: Seen) -> Iterator[Finding]:
     if seen.found("region") and seen.absent("machine type"):
         fix = f"pick one of: gcloud compute machine-types list --zones={seen['zone']}"
         yield seen.problem("platform_machine_type", f"zone {seen['zone']} has no such machine type", fix)
+    # https://cloud.google.com/compute/docs/reference/rest/v1/machineTypes
+    elif (seen.found("machine type") or {}).get("architecture") == "ARM64":
+        problem = "an Arm machine, and Debian's images of platform_vm_image_family are for x86-64"
+        yield seen.problem(
+            "platform_machine_type", problem, "write an x86-64 one, such as e2-standard-2 or n2-standard-2"
+        )
 
 
 def _organization(seen: Seen) -> Iterator[Finding]:

@@ -30,18 +30,13 @@ NOT_DISABLED = "docs/failures.md#the-old-secrets-were-not-disabled"
 REPLACES = "rotation-replaces"
 
 
-def read_latest(cloud: Session, name: str) -> str:
-    """Return the value of the secret's latest version. It must not get into a result or a message."""
-    return _access(cloud, f"projects/{cloud.project}/secrets/{name}/versions/latest", name)
-
-
 def _access(cloud: Session, version: str, name: str) -> str:
     answer = cloud.call(_versions("access"), {"+name": version}, f"Reading the value of secret {name}")
     return base64.b64decode(answer["payload"]["data"]).decode()
 
 
 def read_version(cloud: Session, name: str, number: str) -> str:
-    """Return the value of one version. It must not get into a result or a message."""
+    """Return the value of one version, or of `latest`. It must not get into a result or a message."""
     return _access(cloud, f"projects/{cloud.project}/secrets/{name}/versions/{number}", name)
 
 

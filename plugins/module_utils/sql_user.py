@@ -13,7 +13,7 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.discovery import 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Difference
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.report import batch_result
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, resource_of
-from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import read_latest
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.secret import read_version
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
     AmbiguousError,
     ApiError,
@@ -37,6 +37,7 @@ USERS: dict[str, dict[str, Any]] = {
             "password": {"type": "str", "no_log": True},
             # The name of a secret, not its value.
             "password_secret": {"type": "str", "no_log": False},
+            "password_secret_version": {"type": "str", "default": "latest", "no_log": False},
             "update_password": {
                 "type": "str",
                 "choices": ["on_create", "always"],
@@ -177,7 +178,9 @@ class Users:
         body: Json | None = None if action == "delete" else dict(identity)
         fields = {difference.field for difference in differences}
         if body is not None and wanted["type"] == "BUILT_IN" and (action == "create" or "password" in fields):
-            body["password"] = wanted.get("password") or read_latest(self.cloud, wanted["password_secret"])
+            body["password"] = wanted.get("password") or read_version(
+                self.cloud, wanted["password_secret"], wanted["password_secret_version"]
+            )
         if body is not None and action == "create":
             body["type"] = wanted["type"]
             if wanted.get("database_roles"):

@@ -171,8 +171,12 @@ options:
             description: Password of a built-in user.
             type: str
           password_secret:
-            description: ID of the secret whose latest version is the password of a built-in user.
+            description: ID of the secret that holds the password of a built-in user.
             type: str
+          password_secret_version:
+            description: Number of that secret's version, or V(latest).
+            type: str
+            default: latest
           update_password:
             description: When the password is set.
             type: str

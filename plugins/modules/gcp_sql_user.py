@@ -47,8 +47,12 @@ options:
         description: Password of a built-in user.
         type: str
       password_secret:
-        description: ID of the secret in Secret Manager whose latest version is the password of a built-in user.
+        description: ID of the secret in Secret Manager that holds the password of a built-in user.
         type: str
+      password_secret_version:
+        description: Number of that secret's version, or V(latest).
+        type: str
+        default: latest
       update_password:
         description: With V(always) the password is set on every run, which always counts as a change.
         type: str

@@ -59,6 +59,8 @@ class Handler(socketserver.StreamRequestHandler):
         host, port = url.hostname or "", url.port or 80
         print(f"{host}:{port}", flush=True)
         inside: socket.socket = self.request
+        # Without one, the thread that waits for the client would keep the other from answering it.
+        inside.settimeout(SECONDS)
         outside: socket.socket = socket.create_connection((host, port), timeout=SECONDS)
         if verb == "CONNECT":
             inside.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")

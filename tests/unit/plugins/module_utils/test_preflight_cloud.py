@@ -202,6 +202,7 @@ def test_a_good_cloud_has_no_problem(answers: dict[str, Response]) -> None:
         ({REGION: (404, {})}, "platform_region", "no such region"),
         ({REGION: (200, {"zones": []})}, "platform_zone", "no such"),
         ({MACHINE_TYPE: (404, {})}, "platform_machine_type", "no such"),
+        ({MACHINE_TYPE: (200, {"guestCpus": 2, "architecture": "ARM64"})}, "platform_machine_type", "an Arm machine"),
         ({BUCKET: (200, {"projectNumber": "18", **LABELLED})}, "platform_bucket", "somebody else's"),
         ({BUCKET: (403, DENIED)}, "platform_bucket", "somebody else's"),
         ({LOG_BUCKET: (403, DENIED)}, "platform_log_store", "somebody else's"),

@@ -35,7 +35,8 @@ def users(google):
 
 
 def user(name="u", kind="BUILT_IN", **options):
-    return {"name": name, "type": kind, "state": "present", "update_password": "on_create", **options}
+    defaults = {"state": "present", "update_password": "on_create", "password_secret_version": "latest"}
+    return {"name": name, "type": kind, **defaults, **options}
 
 
 def ensure(cloud, *wanted):
@@ -82,6 +83,9 @@ def test_a_password_comes_from_secret_manager_only_when_needed(cloud, google, us
     wanted = user(password_secret="the-secret")
     ensure(cloud, wanted)
     assert users["u"]["password"] == "hunter2"
+    assert google.calls[1].path.endswith("/secrets/the-secret/versions/latest:access")
+    ensure(cloud, {**wanted, "update_password": "always", "password_secret_version": "3"})
+    assert "/secrets/the-secret/versions/3:access" in " ".join(call.path for call in google.calls)
     google.calls.clear()
     ensure(cloud, wanted)
     assert [call.path for call in google.calls] == [USERS]
