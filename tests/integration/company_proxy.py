@@ -5,20 +5,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import pathlib
-import socket
-import socketserver
 import ssl
 import sys
 import tempfile
-import threading
 import urllib.parse
 
 from certificates import issue_server
-
-SECONDS = 600
 
 
 @functools.cache
@@ -33,60 +29,53 @@ def shown_as(host: str) -> ssl.SSLContext:
     return context
 
 
-def copy(source: socket.socket, target: socket.socket) -> None:
-    """Pass on what one side sends until it ends, and end both."""
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what one side sends until it ends."""
     with contextlib.suppress(OSError):
-        while piece := source.recv(65536):
-            target.sendall(piece)
-    for side in (source, target):
-        with contextlib.suppress(OSError):
-            side.shutdown(socket.SHUT_RDWR)
+        while piece := await reader.read(65536):
+            writer.write(piece)
+            await writer.drain()
+    writer.close()
 
 
-class Handler(socketserver.StreamRequestHandler):
-    """Serves one client: a tunnel, or requests in plain HTTP to one host."""
-
-    rbufsize = 0
-
-    def handle(self) -> None:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            if not (byte := self.request.recv(1)):
-                return
-            head += byte
-        verb, target, version = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
-        url = urllib.parse.urlsplit(f"//{target}" if verb == "CONNECT" else target)
-        host, port = url.hostname or "", url.port or 80
-        print(f"{host}:{port}", flush=True)
-        inside: socket.socket = self.request
-        # Without one, the thread that waits for the client would keep the other from answering it.
-        inside.settimeout(SECONDS)
-        outside: socket.socket = socket.create_connection((host, port), timeout=SECONDS)
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve one client: a tunnel, or a request in plain HTTP."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        writer.close()
+        return
+    verb, target, version = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
+    url = urllib.parse.urlsplit(f"//{target}" if verb == "CONNECT" else target)
+    host, port = url.hostname or "", url.port or 80
+    print(f"{host}:{port}", flush=True)
+    try:
         if verb == "CONNECT":
-            inside.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            inside = shown_as(host).wrap_socket(inside, server_side=True)
             # Whom a company's proxy trusts is its own affair.
-            outside = ssl._create_unverified_context().wrap_socket(outside, server_hostname=host)
+            beyond = await asyncio.open_connection(host, port, ssl=ssl._create_unverified_context())
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await writer.start_tls(shown_as(host))
         else:
+            beyond = await asyncio.open_connection(host, port)
             # One request each: the next may be for another host.
             path = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
-            lines = [
-                line for line in head.split(b"\r\n")[1:-2] if not line.lower().startswith((b"proxy-", b"connection:"))
-            ]
-            outside.sendall(b"\r\n".join([f"{verb} {path} {version}".encode(), *lines, b"Connection: close", b"", b""]))
-        back = threading.Thread(target=copy, args=[outside, inside], daemon=True)
-        back.start()
-        copy(inside, outside)
-        back.join()
+            given = head.split(b"\r\n")[1:-2]
+            lines = [line for line in given if not line.lower().startswith((b"proxy-", b"connection:"))]
+            first = f"{verb} {path} {version}".encode()
+            beyond[1].write(b"\r\n".join([first, *lines, b"Connection: close", b"", b""]))
+    except OSError as error:
+        print(f"{host}:{port}: {error}", flush=True)
+        writer.close()
+        return
+    await asyncio.gather(copy(reader, beyond[1]), copy(beyond[0], writer))
 
 
-class Server(socketserver.ThreadingTCPServer):
-    """Remembers no client's failure."""
-
-    allow_reuse_address = daemon_threads = True
-    request_queue_size = 128
+async def main() -> None:
+    """Listen."""
+    server = await asyncio.start_server(serve, "0.0.0.0", int(sys.argv[3]))
+    await server.serve_forever()
 
 
 if __name__ == "__main__":
     AUTHORITY, AUTHORITY_KEY = (pathlib.Path(name).read_text() for name in sys.argv[1:3])
-    Server(("0.0.0.0", int(sys.argv[3])), Handler).serve_forever()
+    asyncio.run(main())
