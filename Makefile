@@ -170,6 +170,11 @@ faults: images ## What fails while a client writes, and for how long: docs/fault
 	@pytest -q tests/integration/test_healing.py
 	@sed -e '/^| fault/,$$d' docs/faults.md > build/faults.head && cat build/faults.head build/faults.md > docs/faults.md
 
+.PHONY: security
+security: images ## How closed a server is, in figures: docs/security.md
+	@pytest -q tests/integration/test_security.py
+	@sed -e '/^| figure/,$$d' docs/security.md > build/security.head && cat build/security.head build/security.md > docs/security.md
+
 .PHONY: backups
 backups: images ## What backups, restores and drills take, and what they compare: docs/backups.md
 	@rm -f build/backups.md
