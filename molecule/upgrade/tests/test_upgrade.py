@@ -42,7 +42,9 @@ def live(host: Host) -> str:
 
 
 def running(host: Host) -> list[str]:
-    lines = host.check_output("systemctl list-units --plain --no-legend --state=active,activating 'mlflow-*'")
+    lines = host.check_output(
+        "systemctl list-units --plain --no-legend --state=active,activating 'mlflow-[0-9]*.service'"
+    )
     return [line.split()[0].removesuffix(".service") for line in lines.splitlines()]
 
 
