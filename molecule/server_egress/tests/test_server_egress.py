@@ -38,7 +38,7 @@ def test_an_interrupted_run_is_finished_by_the_next(host: Host, converge) -> Non
     host.check_output("truncate --size=0 /etc/systemd/system.conf.d/server-egress.conf && systemctl daemon-reload")
     assert host.run(f"{SERVICE} {CURL}").rc != 0
     unhealthy = converge(entry_point="health")
-    assert "services have no http_proxy=http://127.0.0.1:3128, https_proxy=" in unhealthy.stdout
+    assert "services have no http_proxy=http://127.0.0.1:3128, https_proxy=" in " ".join(unhealthy.stdout.split())
     finished = converge()
     assert finished.returncode == 0, finished.stdout
     assert host.check_output(f"{SERVICE} {CURL}") == THROUGH
