@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -118,11 +119,19 @@ def test_a_service_is_confined(on_server: Callable[..., str], measured: Measured
     assert float(exposure) <= most
 
 
-def test_tls_is_graded(on_server: Callable[..., str], measured: Measured) -> None:
-    on_server("DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends testssl.sh >/dev/null")
-    options = "--quiet --nodns=min --ip=127.0.0.1 --add-ca=/etc/ssl/certs/ca-certificates.crt --overwrite"
-    on_server(f"testssl {options} --jsonfile=/tmp/testssl.json https://mlflow.localhost >/dev/null 2>&1 || true")
-    found = {one["id"]: one for one in json.loads(on_server("cat /tmp/testssl.json; rm /tmp/testssl.json"))}
+def test_tls_is_graded(deployment: Any, measured: Measured) -> None:
+    # From another machine: the one of Debian 12 gives no grades.
+    options = "--quiet --nodns=min --add-ca=/tmp/authorities.pem --jsonfile=/tmp/testssl.json"
+    program = (
+        "cat >/tmp/authorities.pem; export DEBIAN_FRONTEND=noninteractive; apt-get update --quiet=2;"
+        " apt-get install --quiet=2 --no-install-recommends testssl.sh; "
+        f"testssl {options} https://mlflow.localhost; cat /tmp/testssl.json >&2"
+    )
+    labels = ["--label", "mlops.mlflow_gcp=emulator", "--network", "mlflow-gcp"]
+    command = ["docker", "run", "--rm", "--interactive", *labels, "mlflow-gcp/vm:debian-13", "sh", "-c", program]
+    authorities = deployment.ca_bundle.read_text()
+    done = subprocess.run(command, input=authorities, capture_output=True, text=True, timeout=600, check=False)
+    found = {one["id"]: one for one in json.loads(done.stderr[done.stderr.index("[") :])}
     measured("grade of `testssl.sh`", found["overall_grade"]["finding"], "A+")
     assert found["overall_grade"]["finding"] == "A+", [
         one for one in found.values() if one["severity"] not in ("OK", "INFO")
@@ -157,7 +166,9 @@ def test_nothing_else_listens(on_server: Callable[..., str], measured: Measured)
 def test_without_a_login_every_route_is_refused(on_server: Callable[..., str], measured: Measured) -> None:
     program = (ROOT / "molecule/mlflow/walk_routes.py").read_text()
     on_server("cat >/srv/walk_routes.py", program)
-    answers = json.loads(on_server("/etc/mlflow/live/release/bin/python -B -W ignore /srv/walk_routes.py"))
+    elsewhere = json.dumps({"Host": "mlflow.localhost", "X-Forwarded-For": "192.0.2.1"})
+    walk = f"/etc/mlflow/live/release/bin/python -B -W ignore /srv/walk_routes.py {shlex.quote(elsewhere)}"
+    answers = json.loads(on_server(walk))
     paths = {path for _, _, path in answers}
     answered = {path for status, _, path in answers if status != 401}
     assert len(paths) > 400
@@ -165,7 +176,8 @@ def test_without_a_login_every_route_is_refused(on_server: Callable[..., str], m
     measured(
         f"of {len(paths)} routes, answered without a login", listed, "health, version and what the page needs before"
     )
-    assert answered == OPEN_PATHS
+    assert "/health" in answered
+    assert answered <= OPEN_PATHS
 
 
 def test_nobody_else_can_read_a_secret(
