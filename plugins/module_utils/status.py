@@ -27,7 +27,7 @@ LOAD_PER_CPU_NOTICE = 2.0
 # A drill a month, with some days to spare.
 DRILL_DAYS_NOTICE = 35
 # Of what is due every night.
-CLEANUP_DAYS_NOTICE = 3
+REMOVAL_DAYS_NOTICE = 3
 PACKAGE_LISTS_OLD_DAYS = 7
 
 
@@ -158,8 +158,8 @@ def judge(facts: Facts, limits: Limits, deployment: Deployment, now: datetime.da
         rows.append(set_row(one, limits, deployment, len(servers) > 1, now))
     rows.append(drill_row(servers, deployment, now))
     for one in servers:
-        rows.append(gc_row(one, deployment, len(servers) > 1, now))
-        rows.append(cleanup_row(one, deployment, len(servers) > 1, now))
+        rows.append(removal_row("gc", "Deleted runs", one, deployment, len(servers) > 1, now))
+        rows.append(removal_row("cleanup", "Old releases", one, deployment, len(servers) > 1, now))
     rows.append(drift_row(facts["drift"], deployment))
     for one in servers:
         rows += update_rows(one, facts["locked"], deployment, len(servers) > 1, now)
@@ -525,45 +525,29 @@ def drill_row(servers: list[Facts], deployment: Deployment, now: datetime.dateti
     return Row("Data", "Last drill", NOTICE if late else OK, text, since=ended, command=drill if late else "")
 
 
-def gc_row(server: Facts, deployment: Deployment, several: bool, now: datetime.datetime) -> Row:
-    """Return the row of what users deleted, and a server removes for good every night, where it is told to."""
-    title, mend = titled("Deleted runs", server, several), deployment.play("configure", "--tags mlflow")
+def removal_row(
+    verb: str, name: str, server: Facts, deployment: Deployment, several: bool, now: datetime.datetime
+) -> Row:
+    """Return the row of what a server removes every night: users' deletions (`gc`), upgrades' leavings (`cleanup`)."""
+    title, mend = titled(name, server, several), deployment.play("configure", "--tags mlflow")
     if "error" in server:
         return Row("Data", title, UNKNOWN, f"{server['name']} cannot be asked")
-    units, last = server["server"]["units"], server["server"]["last_gc"]
+    units, last = server["server"]["units"], server["server"][f"last_{verb}"]
     if "error" in units or "error" in last:
         why = units["error"] if "error" in units else last["error"]
         return Row("Data", title, UNKNOWN, shortened(why), command=mend)
-    timer = units.get("mlflow-gc.timer") or {"state": "inactive"}
-    if timer["state"] != "active":
+    timer = units.get(f"mlflow-{verb}.timer") or {"state": "inactive"}
+    if verb == "gc" and timer["state"] != "active":
         others = ", or the first server removes them" if several else ""
         return Row("Data", title, INFO, f"kept: platform_gc_days is 0{others}")
     ended = str(last.get("ended", ""))
     done = f"all removed {age(ended, now)} ago" if ended else "none removed yet"
     if last.get("unknown"):
         done += f", {last['unknown']} directories of artifacts that nobody knows are left"
-    result = units.get("mlflow-gc.service", {}).get("result", "")
-    if result not in ("", "success"):
-        look = "the last run failed; journalctl --unit=mlflow-gc on the server says why"
+    if units.get(f"mlflow-{verb}.service", {}).get("result", "") not in ("", "success"):
+        look = f"the last run failed; journalctl --unit=mlflow-{verb} on the server says why"
         return Row("Data", title, DEGRADED, f"{look}; {done}", since=ended, command=mend)
-    return Row("Data", title, OK if ended else INFO, done, since=ended)
-
-
-def cleanup_row(server: Facts, deployment: Deployment, several: bool, now: datetime.datetime) -> Row:
-    """Return the row of what is left of upgrades, which a server removes every night."""
-    title, mend = titled("Old releases", server, several), deployment.play("configure", "--tags mlflow")
-    if "error" in server:
-        return Row("Data", title, UNKNOWN, f"{server['name']} cannot be asked")
-    units, last = server["server"]["units"], server["server"]["last_cleanup"]
-    if "error" in units or "error" in last:
-        why = units["error"] if "error" in units else last["error"]
-        return Row("Data", title, UNKNOWN, shortened(why), command=mend)
-    ended = str(last.get("ended", ""))
-    done = f"removed {age(ended, now)} ago" if ended else "not looked for yet"
-    if units.get("mlflow-cleanup.service", {}).get("result", "") not in ("", "success"):
-        look = "the last run failed; journalctl --unit=mlflow-cleanup on the server says why"
-        return Row("Data", title, DEGRADED, f"{look}; {done}", since=ended, command=mend)
-    if ended and (now - moment(ended)).days >= CLEANUP_DAYS_NOTICE:
+    if ended and (now - moment(ended)).days >= REMOVAL_DAYS_NOTICE:
         return Row("Data", title, NOTICE, f"{done}, and it is due every night", since=ended, command=mend)
     return Row("Data", title, OK if ended else INFO, done, since=ended)
 

@@ -239,8 +239,9 @@ def clean(days: float, *, pretend: bool) -> None:
         print(f"remove {path}", flush=True)
         if not pretend:
             remove(path)
-    if not pretend:
+    if found and not pretend:
         systemctl("daemon-reload")
+    if not pretend:
         stamp = pathlib.Path(os.environ["STATE_DIRECTORY"], "last.json")
         ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         staged = stamp.with_suffix(".new")

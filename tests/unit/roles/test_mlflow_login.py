@@ -92,11 +92,20 @@ def test_a_process_knows_those_of_its_credentials(
     assert given == ([] if passwords is None else [passwords])
 
 
-def test_every_engine_of_the_process_asks_with_it(login: ModuleType) -> None:
-    listener = mock.Mock(return_value=None)
-    sqlalchemy.event.listen(sqlalchemy.Engine, "do_connect", listener)
+def test_every_engine_of_the_process_asks_with_it(login: ModuleType, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mlflow.database-password").write_text("now")
+    listen, listeners = sqlalchemy.event.listen, []
+
+    def remembered(*arguments: Any) -> None:
+        listeners.append(arguments)
+        listen(*arguments)
+
+    with mock.patch.object(sqlalchemy.event, "listen", remembered):
+        login.log_in()
     try:
-        sqlalchemy.create_engine("sqlite://").connect().close()
+        # Which knows no passwords, so it was given one.
+        with pytest.raises(TypeError, match="password"):
+            sqlalchemy.create_engine("sqlite://").connect()
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "do_connect", listener)
-    assert listener.call_count == 1
+        for one in listeners:
+            sqlalchemy.event.remove(*one)

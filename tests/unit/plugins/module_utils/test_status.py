@@ -280,7 +280,7 @@ def test_everything_well_is_healthy_and_leaves_nothing_to_do():
             {f"{SERVER}units__mlflow-cleanup.service": unit("failed", result="exit-code")},
             "Old releases",
             "degraded",
-            "the last run failed; journalctl --unit=mlflow-cleanup on the server says why; removed 8 h ago",
+            "the last run failed; journalctl --unit=mlflow-cleanup on the server says why; all removed 8 h ago",
             "--tags mlflow",
         ),
         ({f"{SERVER}last_cleanup": {"error": "no JSON"}}, "Old releases", "unknown", "no JSON", "--tags mlflow"),
@@ -332,7 +332,7 @@ def test_what_is_broken_makes_the_verdict_and_says_what_to_run(change, name, hea
         ),
         ({f"{SERVER}units__mlflow-gc.timer": unit("inactive")}, "Deleted runs", "info", "platform_gc_days is 0"),
         ({f"{SERVER}last_gc": {}}, "Deleted runs", "info", "none removed yet"),
-        ({f"{SERVER}last_cleanup": {}}, "Old releases", "info", "not looked for yet"),
+        ({f"{SERVER}last_cleanup": {}}, "Old releases", "info", "none removed yet"),
         (
             {f"{SERVER}last_cleanup__ended": hours_ago(73)},
             "Old releases",
