@@ -226,6 +226,27 @@ def interrupted(
     assert condition(), "waited in vain"
 
 
+def roles(playbook: str) -> list[str]:
+    """Names of a playbook's roles, in their order."""
+    plays = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())
+    return [role["role"] for play in plays for role in play.get("roles", [])]
+
+
+def site_killed_at_every_role(
+    environment: dict[str, str], inventory: pathlib.Path, logs: pathlib.Path, *arguments: str
+) -> None:
+    """Run site.yml once for each of its roles, and kill it as that begins. What it says goes to a file each."""
+    every_role = roles("provision") + roles("configure")
+    assert len(every_role) > 15
+    for role in every_role:
+        log = logs / role
+
+        def has_begun(begins: str = f"TASK [{role} : ", log: pathlib.Path = log) -> bool:
+            return begins in log.read_text()
+
+        interrupted(environment, inventory, has_begun, "site.yml", *arguments, log=log)
+
+
 @contextlib.contextmanager
 def removed_afterwards(
     inventory: pathlib.Path, project: str, name: str, play: Callable[..., Run]

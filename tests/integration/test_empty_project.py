@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 import requests
-import yaml
 
-from tests.integration.conftest import ROOT, interrupted, removed_afterwards
+from tests.integration.conftest import removed_afterwards, site_killed_at_every_role
 
 pytestmark = pytest.mark.long
 PROJECT = "empty-project"
@@ -86,27 +85,13 @@ def stated(kind: str) -> dict[str, Any]:
     }
 
 
-def roles(playbook: str) -> list[str]:
-    """Names of a playbook's roles, in their order."""
-    plays = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())
-    return [role["role"] for play in plays for role in play.get("roles", [])]
-
-
-def has_begun(role: str, log: pathlib.Path) -> Callable[[], bool]:
-    return lambda: f"TASK [{role} : " in log.read_text()
-
-
 def test_site_killed_at_every_role_is_finished_by_the_next_run(
     play: Play, make_inventory: Make, environment: dict[str, str], tmp_path: pathlib.Path
 ) -> None:
     variables = stated("killed")
     inventory = make_inventory(projects=[PROJECT], **variables)
     with removed_afterwards(inventory, PROJECT, variables["platform_name"], play):
-        every_role = roles("provision") + roles("configure")
-        assert len(every_role) > 15
-        for role in every_role:
-            log = tmp_path / role
-            interrupted(environment, inventory, has_begun(role, log), "site.yml", log=log)
+        site_killed_at_every_role(environment, inventory, tmp_path)
 
         finished, again = play("site.yml", inventory=inventory), play("site.yml", inventory=inventory)
 

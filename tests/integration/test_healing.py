@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import email.utils
+import json
 import pathlib
 import subprocess
 import threading
@@ -19,7 +20,9 @@ from typing import Any
 import pytest
 import requests
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from emulator.certificates import make_authority
+from tests.integration.conftest import LOCAL, ROOT, site_killed_at_every_role
+
 SQL = "https://sqladmin.googleapis.com/v1/projects/demo-project"
 DATABASE = "cloudsql-mlflow"
 LONGEST_WAIT_SECONDS = 300
@@ -91,8 +94,12 @@ class Writer(threading.Thread):
     def lost(self) -> list[str]:
         """Return what was acknowledged and is not there."""
         query = {"run_id": self.run_id, "metric_key": "n", "max_results": 25_000}
-        history = self.ask("GET", "mlflow/metrics/get-history", params=query)["metrics"]
-        lost = [f"metric {number}" for number in self.metrics - {int(metric["step"]) for metric in history}]
+        kept: set[int] = set()
+        while "page_token" not in query or query["page_token"]:
+            page = self.ask("GET", "mlflow/metrics/get-history", params=query)
+            kept |= {int(metric["step"]) for metric in page["metrics"]}
+            query["page_token"] = page.get("next_page_token")
+        lost = [f"metric {number}" for number in self.metrics - kept]
         for number in self.artifacts:
             answer = self.http.get(f"{self.url}/api/2.0/{self.files}/{number}.txt", timeout=30)
             if answer.text != f"{number}" * 1000:
@@ -399,6 +406,21 @@ CHANGES: dict[str, Callable[[Place], Any]] = {
         "touch /etc/systemd/system/cloud-sql-proxy.service; cloud-sql-proxy-handover 75"
     ),
 }
+# What a run brings that is killed. None of it restarts the database or the virtual machine.
+OTHER_SETTINGS: dict[str, Any] = {
+    "platform_labels": {"team": "research"},
+    "platform_operators": ["user:bob@example.com"],
+    "platform_email": "others@example.com",
+    "platform_backup_hour": 3,
+    "platform_backup_retention_days": 40,
+    "platform_request_timeout_seconds": 1800,
+    "gcp_bucket_soft_delete_days": 14,
+    "gcp_network_flow_logs": {"enable": True},
+    "gcp_observability_disk_percent": 80,
+    "gcp_sql_backup_count": 30,
+    "ops_agent_journal_units": ["mlflow"],
+    "upkeep_journal_mib": 512,
+}
 
 
 @pytest.fixture(scope="module")
@@ -410,6 +432,29 @@ def table() -> Iterator[list[str]]:
     (ROOT / "build" / "faults.md").write_text("\n".join(rows) + "\n")
 
 
+@contextlib.contextmanager
+def under_load(deployment: Any, table: list[str], fault: str, *, unnoticed: bool) -> Iterator[None]:
+    """Have a client write meanwhile and until it is served again, and add the row of what came of it to the table."""
+    writer = Writer(deployment)
+    writer.start()
+    wait_for_answers(writer, fault)
+    begun = time.monotonic()
+
+    yield
+    wait_for_answers(writer, fault)
+    writer.stop.set()
+    writer.join()
+
+    seconds = writer.served_again - begun if writer.failures else 0
+    writes = writer.acknowledged + len(writer.failures)
+    lost = writer.lost()
+    table.append(f"| {fault} | {seconds:.0f} | {writes} | {len(writer.failures)} | {len(lost)} |")
+    assert lost == []
+    assert not (unnoticed and writer.failures), writer.failures
+    assert docker("exec", deployment.server, "systemctl", "list-units", "--failed", "--quiet", "--plain") == ""
+    writer.ask("POST", "mlflow/experiments/delete", json={"experiment_id": writer.experiment})
+
+
 @pytest.mark.parametrize(
     "fault", [*FAULTS, *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS | CHANGES)]
 )
@@ -418,25 +463,32 @@ def test_everything_serves_again_and_nothing_acknowledged_is_lost(
 ) -> None:
     place = Place(deployment.server, cloud, deployment.environment["HTTPS_PROXY"])
     make = (FAULTS | LONG_FAULTS | CHANGES)[fault]
-    with NEEDS.get(make, contextlib.nullcontext)(place):
-        writer = Writer(deployment)
-        writer.start()
-        wait_for_answers(writer, fault)
-        begun = time.monotonic()
-
+    with (
+        NEEDS.get(make, contextlib.nullcontext)(place),
+        under_load(deployment, table, fault, unnoticed=fault in CHANGES),
+    ):
         make(place)
-        wait_for_answers(writer, fault)
-        writer.stop.set()
-        writer.join()
 
-        seconds = writer.served_again - begun if writer.failures else 0
-        writes = writer.acknowledged + len(writer.failures)
-        lost = writer.lost()
-        table.append(f"| {fault} | {seconds:.0f} | {writes} | {len(writer.failures)} | {len(lost)} |")
-        assert lost == []
-        assert not (fault in CHANGES and writer.failures), writer.failures
-        assert docker("exec", deployment.server, "systemctl", "list-units", "--failed", "--quiet", "--plain") == ""
-        writer.ask("POST", "mlflow/experiments/delete", json={"experiment_id": writer.experiment})
+
+@pytest.mark.long
+def test_nobody_notices_that_site_is_killed_at_every_role(
+    deployment: Any, play: Callable[..., Any], table: list[str], tmp_path: pathlib.Path
+) -> None:
+    changed = tmp_path / "changed.yml"
+    # Something for every role, of the cloud and of the server; the authority has every service replaced.
+    changed.write_text(json.dumps(OTHER_SETTINGS | {"platform_ca_certificates": make_authority("Another")[0]}))
+    arguments = (f"--extra-vars=@{changed}", "--extra-vars=verify_database_outage_enabled=false")
+    fault = "site.yml brings other settings and is killed as each of its roles begins, then run to its end"
+    with under_load(deployment, table, fault, unnoticed=True):
+        site_killed_at_every_role(deployment.environment, LOCAL, tmp_path, *arguments)
+        finished = play("site.yml", *arguments)
+        assert finished.code == 0, finished.output
+        assert finished.changed > 0
+
+    again = play("site.yml", *arguments)
+    assert (again.code, again.changed) == (0, 0), again.output
+    back = play("site.yml")
+    assert back.code == 0, back.output
 
 
 def wait_for_answers(writer: Writer, fault: str) -> None:

@@ -156,10 +156,11 @@ def test_a_worker_goes_first_where_memory_runs_out(host: Host) -> None:
     assert host.check_output("systemctl show -P OOMPolicy mlflow") == "continue"
 
 
-@pytest.mark.parametrize("login", ["", "admin:wrong-password-1", "nobody:wrong-password-1"])
-def test_the_api_wants_a_login(host: Host, login: str) -> None:
-    status, _ = call(host, SEARCH, login=login)
-    assert status == 401
+@pytest.mark.parametrize("path", [SEARCH, "/api/3.0/mlflow/server-info"])
+def test_the_api_wants_a_login(host: Host, path: str) -> None:
+    for login in ("", "admin:wrong-password-1", "nobody:wrong-password-1"):
+        assert call(host, path, login=login)[0] == 401, login
+    assert call(host, path)[0] == 200
 
 
 def logins(host: Host, address: str, user: str, passwords: str) -> list[str]:

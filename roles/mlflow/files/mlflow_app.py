@@ -3,6 +3,7 @@
 Who guesses passwords is told to wait. Where NGINX knows who somebody is, `authenticate` takes its word.
 """
 
+import asyncio
 import collections
 import contextvars
 import dataclasses
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import flask
+import mlflow.server
 import prometheus_client.multiprocess
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
@@ -157,6 +159,34 @@ class Patience:
         await self.app(scope, receive, answer)
 
 
+class SignedIn:
+    """Wants a login for what MLflow, which tells everybody how the server is set up, answers without."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable[[], Any], send: Send) -> None:
+        """Serve one request, or whatever else ASGI calls an app for."""
+        refusal = None
+        if scope["type"] == "http" and scope["path"].endswith("/mlflow/server-info"):
+            # It may ask the database.
+            refusal = await asyncio.to_thread(refuse, scope["headers"])
+        if refusal is None:
+            await self.app(scope, receive, send)
+            return
+        headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+        await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": refusal.get_data()})
+
+
+def refuse(headers: list[tuple[bytes, bytes]]) -> flask.Response | None:
+    """Return MLflow's refusal of whoever sent these headers, and nothing where it knows who that is."""
+    given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    with mlflow.server.app.test_request_context(headers=given):
+        answer = auth.authenticate_request()
+    return answer if isinstance(answer, flask.Response) else None
+
+
 def authenticate() -> Authorization | flask.Response:
     """Return who asks, or a refusal; MLflow's `authorization_function` for Flask's routes and FastAPI's.
 
@@ -228,7 +258,7 @@ def create_app() -> Alive:
     prepare()
     # Whatever asks for a login ends there, unless the same was right within the last minute.
     auth.store.authenticate_user = Guesses(auth.store.authenticate_user)  # type: ignore[method-assign]
-    return Alive(RequestId(Patience(auth.create_app())))
+    return Alive(RequestId(Patience(SignedIn(auth.create_app()))))
 
 
 def create_app_without_users() -> Alive:
