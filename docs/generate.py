@@ -44,7 +44,7 @@ ALERTS = """\
 # Alerts, and what to do
 
 Written by `make docs` from `roles/gcp_observability`; a test keeps it up to date. Each alert brings the same steps in
-its mail. Here DOMAIN, SERVER, DATABASE and PROJECT stand for the deployment's own, and limits are the role's defaults.
+its mail. DOMAIN, SERVER, ZONE, DATABASE and PROJECT stand for the deployment's own; limits are the role's defaults.
 
 """
 NEEDS = {"check": "with `gcp_observability_uptime_enabled`", "sets": "with `gcp_observability_sets_enabled`"}
@@ -69,10 +69,24 @@ def members(value: Any) -> Iterator[dict[str, Any]]:
             yield from members(element)
     elif isinstance(value, str):
         # Members that an expression makes from a list of names; those that are only removed are never mended.
-        for kind in [] if "'state': 'absent'" in value else re.findall(r"product\(\['([\w.]+)'\]\)", value):
+        made = r"product\(\['([\w.]+)'\]\)|append\(\{\s*'kind': '([\w.]+)'"
+        for kind in [] if "'state': 'absent'" in value else ["".join(found) for found in re.findall(made, value)]:
             if kind in KINDS:
-                fields = dict.fromkeys(re.findall(r"'body': \{'(\w+)'", value), "")
-                yield {"kind": kind, "body": fields, "expression": value}
+                fields = keys(value.partition("'body': ")[2])
+                yield {"kind": kind, "body": dict.fromkeys(fields, ""), "expression": value}
+
+
+def keys(expression: str) -> list[str]:
+    """Return the keys of the mapping that a Jinja expression begins with, not those of mappings in it."""
+    found, depth = [], 0
+    for sign in re.findall(r"'\w+'(?=:)|[{}]", expression):
+        if sign in "{}":
+            depth += 1 if sign == "{" else -1
+            if depth == 0:
+                break
+        elif depth == 1:
+            found.append(sign.strip("'"))
+    return found
 
 
 def paths(value: Any, path: str = "") -> Iterator[str]:
@@ -119,16 +133,16 @@ def resources() -> str:
     lines += ["", "| beside these | role and its variables | mended | refused |", "|---|---|---|---|"]
     for module, (mended, refused_text) in OTHERS.items():
         using = [(name, task, own) for name, task, own in tasks_of if PREFIX + module in task]
-        if module == "gcp_iam":
-            # Roles give what they grant to the module that makes what it is granted on.
+        if option := {"gcp_iam": "policies", "gcp_sql_user": "sql_users"}.get(module):
+            # Roles give what they grant, and who logs in, to the module that makes what that is about.
             given = [(name, asked, own) for name, task, own in tasks_of for asked in task.values()]
             using = [
-                (name, asked["policies"], own)
-                for name, asked, own in given
-                if isinstance(asked, dict) and "policies" in asked
+                (name, asked[option], own) for name, asked, own in given if isinstance(asked, dict) and option in asked
             ]
         roles = sorted({name for name, _, _ in using})
         found = {one for name, task, own in using for one in variables(task, name, own)}
+        if not roles:
+            raise ValueError(f"no role uses {module}")
         lines.append(line(f"`{module}`", f"{code(roles)}: {code(found)}", mended, refused_text))
     return RESOURCES + "\n".join(lines) + "\n"
 
@@ -155,6 +169,8 @@ def reference() -> str:
             break
         setting = re.match(r"(platform_\w+): *(.*)", text)
         if setting:
+            if not comment:
+                raise ValueError(f"{setting[1]} has no comment of its own")
             default = "computed" if setting[2] in {"", ">-"} else f"`{setting[2]}`"
             lines.append(line(f"`{setting[1]}`", default, " ".join(comment)))
         comment = [*comment, text[2:]] if text.startswith("# ") else []
@@ -177,14 +193,13 @@ def alerts() -> str:
     """Return the content of alerts.md."""
     role = ROOT / "roles/gcp_observability"
     own, values = load(role / "vars/main.yml"), load(role / "defaults/main.yml")
-    values |= {f"gcp_observability_{name}": name.upper() for name in ("domain", "server", "database", "project")}
+    names = ("domain", "server", "zone", "database", "project")
+    values |= {f"gcp_observability_{name}": name.upper() for name in names}
+    values |= {name: text for name, text in own.items() if isinstance(text, str)}
 
     def render(text: str) -> str:
-        shell = own["__gcp_observability_shell"]
         while "{{" in text:
-            text = jinja2.Template(text, undefined=jinja2.StrictUndefined).render(
-                values, __gcp_observability_shell=shell
-            )
+            text = jinja2.Template(text, undefined=jinja2.StrictUndefined).render(values)
         return text
 
     lines = ["| alert | severity | |", "|---|---|---|"]
@@ -193,7 +208,8 @@ def alerts() -> str:
         title = render(alert["title"])
         lines.append(line(f"[{title}](#{anchor(title)})", alert["severity"], NEEDS.get(alert.get("needs"), "")))
         sections += ["", f"## {title[0].upper()}{title[1:]}", "", render(alert["next"])]
-    return ALERTS + "\n".join(lines + sections) + "\n"
+    more = own["__gcp_observability_more"].strip()
+    return ALERTS + "\n".join([more, "", *lines, *sections]) + "\n"
 
 
 def anchor(title: str) -> str:

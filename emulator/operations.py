@@ -8,10 +8,13 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from emulator.errors import ApiError
 from emulator.state import Resource, State, now
 
 _LOG = logging.getLogger(__name__)
 Work = Callable[[], None]
+# https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto, of what an operation's work refuses.
+_NUMBERS = {"FAILED_PRECONDITION": 9}
 _EXCLUSIVE = {"delete", "resize", "setMachineType", "start", "stop"}
 
 
@@ -115,7 +118,7 @@ class Operations:
                 finish()
         except Exception as error:  # whatever goes wrong belongs to whoever waits for the operation
             _LOG.warning("operation on %s failed", record["target"], exc_info=True)
-            code, message = "INTERNAL_ERROR", str(error)
+            code, message = error.status if isinstance(error, ApiError) else "INTERNAL_ERROR", str(error)
         with self._state.lock:
             if code:
                 for name in record["creates"]:
@@ -136,7 +139,7 @@ def _finish(record: Resource, code: str, message: str) -> None:
         body["done"] = True
         if code:
             body.pop("response", None)
-            body["error"] = {"code": 13, "message": message}
+            body["error"] = {"code": _NUMBERS.get(code, 13), "message": message}
         elif "response" not in body:
             body["response"] = {"@type": "type.googleapis.com/google.protobuf.Empty"}
     else:

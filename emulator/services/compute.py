@@ -259,6 +259,13 @@ def _forwarding_rules(call: Call, rule: Resource) -> None:
     target = path_of(rule.get("target", ""), "") or ""
     if rule.get("loadBalancingScheme") or "/serviceAttachments/" not in target:
         raise ApiError(501, "The emulated cloud has forwarding rules before service attachments only.")
+    # https://github.com/hashicorp/terraform-provider-google/issues/16255
+    if call.verb == "insert" and rule.get("labels"):
+        raise invalid(
+            "resource.labels",
+            "",
+            "Invalid field set in Private Service Connect Forwarding Rule. This field should not be set.",
+        )
     _need_network(rule)
     region, project = rule["region"].rpartition("/")[2], call.parameters["project"]
     service = _attached(call.cloud, target)

@@ -1,6 +1,7 @@
 """Resource Manager, Service Usage and Service Networking: what belongs to a project as a whole."""
 
 import re
+import uuid
 
 from emulator.cloud import BILLED_SERVICES, Call, held_permissions, serves
 from emulator.discovery import APIS
@@ -111,13 +112,25 @@ def _update_billing(call: Call) -> Resource:
 
 
 def _start(
-    call: Call, target: str, answer: Resource, finish: Work = lambda: None, creates: tuple[str, ...] = ()
+    call: Call,
+    target: str,
+    answer: Resource,
+    finish: Work = lambda: None,
+    creates: tuple[str, ...] = (),
+    work: Work = lambda: None,
 ) -> Resource:
     name = f"operations/{new_name()}"
     prefix = call.method.service.partition(".")[0]
     body = {"name": name, "done": False, "response": answer}
     shown = call.cloud.operations.start(
-        f"{prefix}/{name}", "longrunning", body, target=target, finish=finish, creates=creates, fault=call.fault
+        f"{prefix}/{name}",
+        "longrunning",
+        body,
+        target=target,
+        work=work,
+        finish=finish,
+        creates=creates,
+        fault=call.fault,
     )
     shown.pop("response")
     return shown
@@ -180,6 +193,8 @@ def _enable(call: Call) -> Resource:
             status="FAILED_PRECONDITION",
         )
 
+    _check_still(call, project, asked)
+
     def finish() -> None:
         call.state.services[project] = sorted({*call.state.services[project], *asked})
         if "compute.googleapis.com" in asked:
@@ -189,7 +204,22 @@ def _enable(call: Call) -> Resource:
     enabled = [_service(call, project, service) | {"state": "ENABLED"} for service in asked]
     answer = {"services": enabled} if batch else {"service": enabled[0]}
     answer["@type"] = f"type.googleapis.com/google.api.serviceusage.v1.{kind}"  # type: ignore[assignment]
-    return _start(call, f"serviceusage/{project}", answer, finish)
+    return _start(call, f"serviceusage/{project}/{','.join(asked)}", answer, finish)
+
+
+def _check_still(call: Call, project: str, asked: list[str]) -> None:
+    """https://github.com/hashicorp/terraform-provider-google/issues/7103."""
+    prefix = f"serviceusage/{project}/"
+    targets = [record["target"] for record in call.state.operations.values() if not record["done"]]
+    begun = ",".join(target.removeprefix(prefix) for target in targets if target.startswith(prefix)).split(",")
+    if busy := [service for service in asked if service in begun]:
+        raise ApiError(
+            400,
+            "Another activation or deactivation is in progress for the following service(s): "
+            f"{','.join(busy)} and project {project}.",
+            reason="failedPrecondition",
+            status="FAILED_PRECONDITION",
+        )
 
 
 @serves("serviceusage.services.generateServiceIdentity", permission="serviceusage.services.enable")
@@ -208,12 +238,13 @@ def _generate_identity(call: Call) -> Resource:
 def _disable(call: Call) -> Resource:
     _, project, _, service = call.name.split("/")
     shown = _service(call, project, service) | {"state": "DISABLED"}
+    _check_still(call, project, [service])
 
     def finish() -> None:
         call.state.services[project] = [item for item in call.state.services[project] if item != service]
 
     kind = "type.googleapis.com/google.api.serviceusage.v1.DisableServiceResponse"
-    return _start(call, f"serviceusage/{project}", {"@type": kind, "service": shown}, finish)
+    return _start(call, f"serviceusage/{project}/{service}", {"@type": kind, "service": shown}, finish)
 
 
 def _consumer(call: Call) -> tuple[str, str]:
@@ -318,18 +349,26 @@ def _update_connection(call: Call) -> Resource:
     resources=_consumer_project,
 )
 def _disconnect(call: Call) -> Resource:
+    """Ends a peering. That somebody uses it is told by the operation alone, in these words.
+
+    https://github.com/hashicorp/terraform-provider-google/issues/16275. Google keeps on doing so for up to four days
+    after the last instance was deleted; here that takes a fault, an `operation_error` of the same words.
+    """
     _, network, key = _existing(call)
-    users = [name for name in call.cloud.users_of(BASE + network, key) if name.startswith("sql/")]
-    if users:
-        raise ApiError(
-            400,
-            "Failed to delete connection; Producer services (e.g. CloudSQL, Cloud Memstore, etc.) are still using "
-            f"this connection: {users[0].partition('/')[2]}",
-            status="FAILED_PRECONDITION",
-        )
     answer: Resource = {"@type": "type.googleapis.com/google.protobuf.Empty"}
+
+    def work() -> None:
+        with call.state.lock:
+            users = [name for name in call.cloud.users_of(BASE + network, key) if name.startswith("sql/")]
+        if users:
+            raise ApiError(
+                400,
+                "Failed to delete connection; Producer services (e.g. CloudSQL, Cloud Memstore, etc.) are still using "
+                f"this connection.\nHelp Token: {uuid.uuid4().hex}",
+                status="FAILED_PRECONDITION",
+            )
 
     def finish() -> None:
         call.state.resources.pop(key, None)
 
-    return _start(call, key, answer, finish)
+    return _start(call, key, answer, finish, work=work)

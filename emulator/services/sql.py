@@ -13,7 +13,7 @@ import uuid
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from emulator import certificates, media
+from emulator import certificates, media, sql_engines
 from emulator.cloud import Call, patched, serves
 from emulator.effects import EffectError, check_database_flags
 from emulator.errors import ApiError
@@ -77,6 +77,7 @@ _ENGINES = {
 # https://dev.mysql.com/doc/refman/8.4/en/user-names.html
 _LONGEST_MYSQL_NAME = 32
 _LOGS = {engine.log for engine in _ENGINES.values()}
+_USE = re.compile(rb"USE `((?:[^`]|``)+)`;\n?")
 _CERTIFICATE_LIFETIME = datetime.timedelta(hours=1)
 _DEFAULTS: Resource = {
     "kind": "sql#settings",
@@ -173,7 +174,8 @@ def _operation(call: Call) -> Resource:
     return body
 
 
-@serves("sql.operations.list", permission="cloudsql.instances.get")
+# https://cloud.google.com/sql/docs/mysql/iam-permissions: what one operation takes is less.
+@serves("sql.operations.list", permission="cloudsql.instances.list")
 def _operations(call: Call) -> Resource:
     prefix = f"sql/projects/{call.parameters['project']}/operations/"
     wanted = call.parameters.get("instance")
@@ -195,6 +197,8 @@ def _make(call: Call, body: Resource, operation: str, content: Resource, fill: W
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,96}[a-z0-9])?", name):
         raise _bad(f"Invalid instance name ({name}): lower-case letters, digits and dashes, beginning with a letter.")
     key = f"sql/projects/{project}/instances/{name}"
+    # Stricter than Google, where a name is free at once, so that nothing relies on it:
+    # https://cloud.google.com/sql/docs/postgres/delete-instance
     if key in call.state.resources or key in call.state.retired:
         raise ApiError(
             409,
@@ -326,6 +330,10 @@ def _complete(call: Call, sent: Resource, region: str, version: str) -> Resource
         raise _bad("Missing parameter: tier.")
     if edition not in _TIERS or not _TIERS[edition].fullmatch(tier):
         raise _bad(f"Invalid Tier ({tier}) for ({edition}) Edition.")
+    # https://cloud.google.com/sql/docs/postgres/storage-options-overview
+    is_hyperdisk = settings["dataDiskType"] == "HYPERDISK_BALANCED"
+    if is_hyperdisk != tier.startswith("db-c4a-"):
+        raise _bad(f"The tier {tier} does not go with {settings['dataDiskType']}: C4A alone has HYPERDISK_BALANCED.")
     zone = settings.get("locationPreference", {}).get("zone") or f"{region}-{ZONES[region][0]}"
     if zone.rpartition("-")[0] != region:
         raise _bad(f"Zone {zone} is not in region {region}.")
@@ -342,8 +350,9 @@ def _complete(call: Call, sent: Resource, region: str, version: str) -> Resource
     if settings["availabilityType"] == "REGIONAL" and not (backup["enabled"] and is_logged):
         raise _bad("High availability needs backups to be enabled, and in MySQL the binary log.")
     size, limit = int(settings["dataDiskSizeGb"]), int(settings["storageAutoResizeLimit"])
-    if not 10 <= size <= _LARGEST_DISK_GB:
-        raise _bad(f"The disk must have 10 to {_LARGEST_DISK_GB} GB.")
+    smallest = 20 if is_hyperdisk else 10
+    if not smallest <= size <= _LARGEST_DISK_GB:
+        raise _bad(f"The disk must have {smallest} to {_LARGEST_DISK_GB} GB.")
     if limit and limit < size:
         raise _bad("storageAutoResizeLimit must be 0, or no less than the disk.")
     _complete_edition(settings)
@@ -449,6 +458,13 @@ def _list(call: Call) -> Resource:
     return {"kind": "sql#instancesList", **call.page(found)}
 
 
+def _check_edition(body: Resource, sent: Resource, current: Resource) -> None:
+    """https://github.com/GoogleCloudPlatform/k8s-config-connector/issues/2907."""
+    beside = {*body, *sent} - {"settings", "settingsVersion", "edition", "tier", "dataCacheConfig"}
+    if beside and sent.get("edition", current["edition"]) != current["edition"]:
+        raise _bad(f"The edition cannot be changed together with {', '.join(sorted(beside))}.")
+
+
 @serves("sql.instances.patch", "sql.instances.update", permission="cloudsql.instances.update")
 def _change(call: Call) -> Resource:
     instance, body = _need(call), call.body or {}
@@ -463,6 +479,7 @@ def _change(call: Call) -> Resource:
     current, sent = instance["settings"], body.get("settings") or {}
     if sent.get("settingsVersion") and str(sent["settingsVersion"]) != current["settingsVersion"]:
         raise ApiError(412, "Condition does not match: settingsVersion is stale.", reason="staleData")
+    _check_edition(body, sent, current)
     wanted = patched(current, sent) if call.verb == "patch" else sent
     settings = _complete(call, wanted, instance["region"], instance["databaseVersion"])
     if _has_endpoint(settings) != _has_endpoint(current):
@@ -987,6 +1004,22 @@ def _sql_transfer(call: Call, context: Resource, known: set[str], permission: st
     return instance["name"], *_stored_object(call, instance, context.get("uri", ""), permission)
 
 
+def _heading(engine: str, database: str) -> bytes:
+    """Return with what a dump begins: MySQL's names its database, as mysqldump --databases writes it."""
+    if engine != "MYSQL":
+        return b""
+    name = f"`{database.replace('`', '``')}`"
+    return f"CREATE DATABASE /*!32312 IF NOT EXISTS*/ {name};\n\nUSE {name};\n".encode()
+
+
+def _named(engine: str, dump: pathlib.Path) -> str:
+    """Return the database that a dump of MySQL names, empty where it names none."""
+    if engine != "MYSQL":
+        return ""
+    with dump.open("rb") as lines:
+        return next((used[1].replace(b"``", b"`").decode() for line in lines if (used := _USE.fullmatch(line))), "")
+
+
 @serves("sql.instances.export", permission="cloudsql.instances.export")
 def _export(call: Call) -> Resource:
     """Writes a dump into a bucket, for which `databases` names one database, as PostgreSQL has it."""
@@ -997,6 +1030,7 @@ def _export(call: Call) -> Resource:
     if len(databases) != 1:
         raise _bad("An export as SQL takes exactly one database.")
     _child(call, "databases", databases[0])
+    heading = _heading(sql_engines.of(_need(call)["databaseVersion"]), databases[0])
     blob, sums = uuid.uuid4().hex, []
     file = call.state.blob(blob)
 
@@ -1007,6 +1041,7 @@ def _export(call: Call) -> Resource:
             plain = pathlib.Path(directory, "dump.sql")
             call.cloud.effects.export_sql_database(instance, databases[0], plain)
             with plain.open("rb") as source, (gzip.open if name.endswith(".gz") else open)(file, "wb") as target:
+                target.write(heading)
                 shutil.copyfileobj(source, target)
         sums.append(media.checksums(file))
 
@@ -1018,6 +1053,7 @@ def _export(call: Call) -> Resource:
 
 @serves("sql.instances.import", permission="cloudsql.instances.import")
 def _import(call: Call) -> Resource:
+    """Reads a dump from a bucket; the database that it names comes before the one that is asked for."""
     context = (call.body or {}).get("importContext") or {}
     known = {"database", "fileType", "kind", "uri"}
     instance, bucket, name = _sql_transfer(call, context, known, "storage.objects.get")
@@ -1026,12 +1062,21 @@ def _import(call: Call) -> Resource:
     if found is None:
         raise ApiError(404, f"The file gs://{bucket}/{name} does not exist.")
     file = call.state.blob(found["_blob"])
+    version, filled = _need(call)["databaseVersion"], [database]
 
     def work() -> None:
         with tempfile.TemporaryDirectory(dir=call.state.directory) as directory:
             plain = pathlib.Path(directory, "dump.sql")
             with (gzip.open if name.endswith(".gz") else open)(file, "rb") as source, plain.open("wb") as target:
                 shutil.copyfileobj(source, target)
-            call.cloud.effects.import_sql_database(instance, database, plain)
+            filled[0] = _named(sql_engines.of(version), plain) or database
+            call.cloud.effects.import_sql_database(instance, filled[0], plain)
 
-    return _start(call, "IMPORT", instance, work)
+    def finish() -> None:
+        key, owned = f"sql/{_name(call)}", {"instance": instance, "project": call.parameters["project"]}
+        # The dump makes it where it is not there.
+        made = _database(_ENGINES[version], owned, {"name": filled[0]})
+        call.state.resources.setdefault(f"{key}/databases/{filled[0]}", made)
+        _note(call.state, key)
+
+    return _start(call, "IMPORT", instance, work, finish)

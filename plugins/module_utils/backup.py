@@ -52,10 +52,13 @@ DUMP = ".sql.gz"
 # Tracking comes first: a permission of something that is not there yet harms nobody, while something whose permissions
 # are missing would be closed to its owner.
 DATABASES = ("tracking", "auth")
+# What names each.
+NAMED_BY = {"tracking": "platform_sql_database", "auth": "platform_sql_auth_database"}
 # Where Alembic keeps the schema's revision: MLflow's tracking database has the first, that of users the other.
 VERSION_TABLES = frozenset({"alembic_version", "alembic_version_auth"})
 _COPY = re.compile(rb'COPY \w+\.(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)) .*FROM stdin;')
 _REVISION = re.compile(rb"INSERT INTO `(\w+)` VALUES \('(\w+)'\);")
+_USE = re.compile(rb"USE `((?:[^`]|``)+)`;")
 
 
 class SetError(CloudError):
@@ -91,7 +94,8 @@ def objects(cloud: Session, bucket: str, **query: Any) -> Iterator[Json]:
 class Contents:
     """What reading a file back tells: `rows` by table, for a dump of PostgreSQL; `data` where it is asked for.
 
-    `schema` is the revision of MLflow's schema that a dump has, empty where it tells of none.
+    `schema` is the revision of MLflow's schema that a dump has, empty where it tells of none; `database` the one that a
+    dump of MySQL fills, whichever an import asks for, empty where it names none.
     """
 
     size: int = 0
@@ -99,6 +103,7 @@ class Contents:
     md5: str = ""
     rows: dict[str, int] = field(default_factory=dict)
     schema: str = ""
+    database: str = ""
     data: bytes = b""
 
 
@@ -126,6 +131,8 @@ def read_back(chunks: Iterable[bytes], name: str, *, keep: bool = False) -> Cont
                     found.rows[table] = 0
                 elif (row := _REVISION.fullmatch(line)) and row[1].decode() in VERSION_TABLES:
                     found.schema = row[2].decode()
+                elif not found.database and (named := _USE.fullmatch(line)):
+                    found.database = named[1].replace(b"``", b"`").decode()
             elif line == b"\\.":
                 table = ""
             else:
@@ -403,9 +410,10 @@ def newest_first(cloud: Session, bucket: str) -> list[str]:
     return [prefix.rstrip("/") for prefix in sorted(found, reverse=True)]
 
 
-def damages(cloud: Session, bucket: str, manifest: Json) -> list[str]:
-    """Return what is wrong with the files of a set, read whole."""
-    problems = []
+def read_files(cloud: Session, bucket: str, manifest: Json) -> tuple[list[str], dict[str, str]]:
+    """Return what is wrong with the files of a set, read whole, and the databases that its dumps name, by dump."""
+    problems: list[str] = []
+    named: dict[str, str] = {}
     for file, wanted in manifest["files"].items():
         name = f"{manifest['name']}/{file}"
         described = stat(cloud, bucket, name)
@@ -417,13 +425,15 @@ def damages(cloud: Session, bucket: str, manifest: Json) -> list[str]:
             problems.append(f"{name}: is not the file that was written, by its {' and '.join(changed)}")
             continue
         try:
-            if fetch(cloud, bucket, described).sha256 != wanted["sha256"]:
+            found = fetch(cloud, bucket, described)
+            named |= {file.removesuffix(DUMP): found.database} if found.database else {}
+            if found.sha256 != wanted["sha256"]:
                 problems.append(f"{name}: is not the file that was written, by its sha256")
         except ApiError:
             raise
         except CloudError as error:
             problems.append(str(error))
-    return problems
+    return problems, named
 
 
 @dataclass(frozen=True)
@@ -432,7 +442,7 @@ class Target:
 
     `user` is empty where the dumps are given to its own; `mlflow_version` where any will do; `schemas` are the
     revisions `{database: head}` that its release of MLflow needs, as far as they are known; `occupied` whether its
-    databases hold anything; `changed_secrets` credentials that may differ.
+    databases hold anything; `changed_secrets` credentials that may differ; `databases` their names, by dump.
     """
 
     database_version: str
@@ -443,10 +453,14 @@ class Target:
     confirmed_set: str
     secrets: dict[str, str]
     changed_secrets: list[str]
+    databases: dict[str, str]
 
 
-def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
-    """Return why a set must not be restored to a deployment; `secrets` are its own, by the salt of the set."""
+def misfits(manifest: Json, target: Target, secrets: list[Json], named: Mapping[str, str]) -> list[str]:
+    """Return why a set must not be restored to a deployment.
+
+    `secrets` are its own, by the salt of the set; `named` the databases that the set's dumps fill by themselves.
+    """
     problems = []
     name, ours, theirs = manifest["name"], target.database_version, manifest["database"]["version"]
     if _engine(ours) != _engine(theirs):
@@ -458,6 +472,16 @@ def misfits(manifest: Json, target: Target, secrets: list[Json]) -> list[str]:
         problems.append(
             f"what is in the set belongs to the database user {owner}, and the deployment's is {target.user}: the "
             "dumps can be given to that one where the deployment has a bucket for sets, platform_backup_enabled: true"
+        )
+    # What the dump says comes before what an import asks for, as Google's reference of ImportContext.database has it.
+    astray = [one for one in DATABASES if one in named and named[one] != target.databases[one]]
+    if _engine(ours) == "MYSQL" and astray:
+        filled, own = (", ".join(names[one] for one in astray) for names in (named, target.databases))
+        stated = ", ".join(f"{NAMED_BY[one]}: {named[one]}" for one in astray)
+        problems.append(
+            f"a dump of MySQL fills the database that it names: the set would overwrite {filled}, and the deployment "
+            f"has {own}. Restore it into one that has an instance of its own and says in its inventory, before it is "
+            f"made, {stated}"
         )
     version = manifest["mlflow"]["version"]
     differing = [
@@ -521,10 +545,10 @@ def examine(
     elif rows is not None:
         problems = miscounts(manifest, rows, migrated=migrated)
     else:
-        problems = damages(cloud, bucket, manifest)
+        problems, named = read_files(cloud, bucket, manifest)
         if target:
             secrets = secret_states(cloud, target.secrets, bytes.fromhex(manifest["secrets"]["salt"]))
-            problems += misfits(manifest, target, secrets)
+            problems += misfits(manifest, target, secrets, named)
     return {"changed": False, "manifest": manifest, "problems": problems}
 
 

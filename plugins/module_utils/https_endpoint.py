@@ -40,9 +40,16 @@ def certificate_facts(peer: dict[str, Any], now: datetime.datetime) -> dict[str,
 
 
 def peer_certificate(domain: str) -> dict[str, Any]:
-    """Return `SSLSocket.getpeercert` of a domain whose certificate is trusted; requests does not hand it out."""
-    trusted = os.environ.get("REQUESTS_CA_BUNDLE") or requests.utils.DEFAULT_CA_BUNDLE_PATH
-    context = ssl.create_default_context(cafile=trusted)
+    """Return `SSLSocket.getpeercert` of a domain whose certificate is trusted; requests does not hand it out.
+
+    Trusts what requests trusts, and raises what requests raises: `SSLError` or `ConnectionError`.
+    """
+    named = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    trusted = named or requests.utils.DEFAULT_CA_BUNDLE_PATH
+    in_directory = os.path.isdir(trusted)
+    context = ssl.create_default_context(
+        cafile=None if in_directory else trusted, capath=trusted if in_directory else None
+    )
     proxy = requests.utils.get_environ_proxies(f"https://{domain}/").get("https")
     first = urlsplit(proxy or f"https://{domain}:443")
     connection = http.client.HTTPSConnection(
@@ -51,7 +58,12 @@ def peer_certificate(domain: str) -> dict[str, Any]:
     if proxy:
         connection.set_tunnel(domain, 443)
     with contextlib.closing(connection):
-        connection.connect()
+        try:
+            connection.connect()
+        except ssl.SSLError as error:
+            raise requests.exceptions.SSLError(error) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise requests.ConnectionError(error) from error
         tunnel: Any = connection.sock
         return tunnel.getpeercert()
 
@@ -60,12 +72,17 @@ def read(domain: str, path: str) -> dict[str, Any]:
     """Ask https://<domain><path>, the same under a foreign Host header, and plain HTTP.
 
     The certificate has to be valid for the domain and trusted, else `requests.exceptions.SSLError` is raised;
-    other `requests.RequestException` when nothing answers. A status of 0 says that the connection was closed
-    without an answer. The proxy and the trusted authorities come from the environment, as requests reads it.
+    other `requests.RequestException` when nothing answers over HTTPS. A status of 0 says that there was no answer
+    over plain HTTP, or that the connection was closed without one. The proxy and the trusted authorities come from
+    the environment, as requests reads it.
     """
     url = f"https://{domain}{path}"
     secure = requests.get(url, timeout=TIMEOUT_SECONDS, allow_redirects=False)
-    plain = requests.get(f"http://{domain}{path}", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+    # Port 80 may be closed.
+    redirect = {"status": 0, "location": ""}
+    with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+        plain = requests.get(f"http://{domain}{path}", timeout=TIMEOUT_SECONDS, allow_redirects=False)
+        redirect = {"status": plain.status_code, "location": plain.headers.get("location", "")}
     try:
         foreign = requests.get(
             url, headers={"Host": FOREIGN_HOST}, timeout=TIMEOUT_SECONDS, allow_redirects=False
@@ -76,6 +93,6 @@ def read(domain: str, path: str) -> dict[str, Any]:
         "certificate": certificate_facts(peer_certificate(domain), datetime.datetime.now(datetime.UTC)),
         "status": secure.status_code,
         "headers": {name.lower(): value for name, value in secure.headers.items()},
-        "redirect": {"status": plain.status_code, "location": plain.headers.get("location", "")},
+        "redirect": redirect,
         "foreign_host_status": foreign,
     }

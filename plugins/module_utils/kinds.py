@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.drift import Rules
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import BEING_ACTIVATED
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Kind:
     state_field: str = "state"
     passing_states: frozenset[str] = frozenset()
     failed_states: frozenset[str] = frozenset()
+    # Pattern of what its operations fail with for the time being only.
+    passing_failure: str | None = None
     # Field that is true while the resource must not be deleted.
     protection: str | None = None
     # Fields that may hold an address' link in place of the address itself.
@@ -360,6 +363,10 @@ KINDS: dict[str, Kind] = {
         body_identity={},
         has_update_mask=True,
         immutable=_fields("network"),
+        # Until the rights of the service's agent have spread in a new project:
+        # https://github.com/hashicorp/terraform-provider-google/issues/14720
+        passing_failure="Required 'compute.globalAddresses.list' permission"
+        "|Request had invalid authentication credentials",
         after=_fields("compute.globalAddresses"),
         rules=Rules(sets=_fields("reservedPeeringRanges")),
     ),
@@ -465,6 +472,8 @@ KINDS: dict[str, Kind] = {
         create="enable",
         body_identity={},
         update=None,
+        # https://github.com/hashicorp/terraform-provider-google/issues/14691
+        passing_failure=f"{BEING_ACTIVATED}|encountered internal error.*160009",
     ),
 }
 

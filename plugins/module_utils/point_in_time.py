@@ -198,8 +198,8 @@ def take_as_of(cloud: Session, asked: Asked, now: Callable[[], str]) -> Json:
         return {"changed": True, "manifest": {}}
     for left in _clones(cloud, asked):
         _remove(cloud, asked, left)
-    # Cloud SQL takes a name again only after a week, and in the bucket of the sets nothing is replaced: each run has
-    # its own.
+    # In the bucket of the sets nothing is replaced, and a clone of before may still be going: each run has names of its
+    # own.
     clone = f"{_family(asked)}-{re.sub('[^0-9]', '', begun)}"
     name = f"{compact(asked.point_in_time)}-{compact(begun)}"
     try:

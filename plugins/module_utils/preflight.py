@@ -25,11 +25,12 @@ MYSQL_VERSION = "MYSQL_8_4"
 VM_IMAGE_FAMILIES = ("debian-12", "debian-13")
 PROFILES = ("small", "medium", "large", "custom")
 ARTIFACT_ACCESSES = ("server", "direct")
+SQL_AVAILABILITY_TYPES = ("ZONAL", "REGIONAL")
 SQL_LOGINS = ("iam", "password")
 AUTHENTICATIONS = ("basic", "iap", "oidc", "none")
-# Addresses that strangers do not have, and the widest range of others that may be somebody's own, by IP version.
-OWN_RANGES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
-WIDEST_RANGES = {4: 16, 6: 48}
+# Addresses that strangers do not have, and the widest range of others that may be somebody's own.
+OWN_RANGES = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+WIDEST_RANGE = 16
 LOG_DESTINATIONS = ("bucket", "dataset")
 # From, to, and what is usual.
 WHOLE_NUMBERS = {
@@ -142,8 +143,18 @@ _EXISTING = {
     "platform_dns_zone": _RESOURCE_NAME,
     "platform_acme_dns_zone": _RESOURCE_NAME,
 }
+_EVERYWHERE = ipaddress.IPv4Network("0.0.0.0/0")
+# One of these holds all of a subnetwork, but for who uses public addresses privately:
+# https://cloud.google.com/vpc/docs/subnets#valid-ranges
+_SUBNETWORK_RANGES = (
+    *OWN_RANGES,
+    *map(ipaddress.IPv4Network, ("100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15")),
+    *map(ipaddress.IPv4Network, ("198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4")),
+)
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 # Cloud SQL has this range for itself: https://cloud.google.com/sql/docs/postgres/private-ip
 _SQL_RANGE = ipaddress.IPv4Network("172.17.0.0/16")
+_LETS_ENCRYPT = re.compile(r"https://([a-z0-9-]+\.)*letsencrypt\.org(:[0-9]+)?(/\S*)?", re.IGNORECASE)
 # https://cloud.google.com/iap/docs/signed-headers-howto#verifying_the_jwt_payload
 _AUDIENCE = re.compile(r"/projects/[0-9]+/global/backendServices/[0-9]+")
 # The issuer's own path, to which discovery adds its own: https://openid.net/specs/openid-connect-discovery-1_0.html
@@ -221,18 +232,28 @@ class _Checker:
         if self.variables.get(variable) not in choices:
             self.add(variable, "not one of the values known", f"write one of: {', '.join(choices)}")
 
-    def networks(self, variable: str) -> None:
-        value = self.variables.get(variable)
+    def networks(self, variable: str) -> list[ipaddress.IPv4Network] | None:
+        """Return the networks, neighbours taken together; None after a report of what is none."""
+        value, before = self.variables.get(variable), len(self.problems)
         if not isinstance(value, list):
             self.add(variable, "not a list", 'write a list of ranges, such as ["203.0.113.0/24"]; [] closes the port')
-            return
+            return None
+        networks = []
         for network in value:
             try:
-                ipaddress.ip_network(network)
+                found = ipaddress.ip_network(network)
             except ValueError as error:
                 self.add(
                     variable, str(error), f"write {network!r} as a network in CIDR notation, such as 203.0.113.0/24"
                 )
+                continue
+            if isinstance(found, ipaddress.IPv4Network):
+                networks.append(found)
+            else:
+                # A firewall rule has ranges of one version, too.
+                problem = f"{network} is IPv6, and nobody comes to the server by that: it has an IPv4 address alone"
+                self.add(variable, problem, f"leave {network} out, and write the IPv4 ranges of the same people")
+        return list(ipaddress.collapse_addresses(networks)) if len(self.problems) == before else None
 
 
 def check_inventory(variables: Mapping[str, Any], inventory_dir: Path, names: Iterable[str] = ()) -> list[Problem]:
@@ -301,10 +322,14 @@ def _check_names(checker: _Checker) -> None:
             )
 
 
+def is_issued(variables: Mapping[str, Any]) -> bool:
+    """Say whether Certbot gets the certificate."""
+    return not variables.get("platform_existing_certificate") and variables["platform_mlflow_authentication"] != "iap"
+
+
 def is_proven_by_record(variables: Mapping[str, Any]) -> bool:
     """Say whether the certificate is one of Let's Encrypt's that a record in a public zone proves the domain for."""
-    is_own = not variables.get("platform_existing_certificate") and variables["platform_mlflow_authentication"] != "iap"
-    return is_own and variables["platform_external_address_enabled"] is False
+    return is_issued(variables) and variables["platform_external_address_enabled"] is False
 
 
 def _check_existing(checker: _Checker) -> None:
@@ -347,13 +372,15 @@ def _check_reach(checker: _Checker) -> None:
     if checker.present("platform_domain", "write the name users will open, such as mlflow.example.com"):
         domain = str(checker.variables["platform_domain"])
         labels = domain.split(".")
-        if len(domain) > 253 or len(labels) < 2 or not all(_DOMAIN_LABEL.fullmatch(label) for label in labels):
+        is_long = len(domain) > 253 or len(labels) < 2
+        # An address has a digit there, and no domain of the highest level has.
+        if is_long or not all(_DOMAIN_LABEL.fullmatch(label) for label in labels) or not labels[-1][0].isalpha():
             checker.add(
                 "platform_domain",
                 "not a domain name in lower case",
-                "write the name alone, without https://, port or path, such as mlflow.example.com",
+                "write the name alone, without https://, port or path, and no address, such as mlflow.example.com",
             )
-    if checker.present("platform_email", "write the address that certificate warnings go to"):
+    if checker.present("platform_email", "write the address that alerts go to"):
         checker.matches("platform_email", _EMAIL, "not an e-mail address", "write one, such as ops@example.com")
     checker.matches(
         "platform_acme_directory_url",
@@ -364,7 +391,7 @@ def _check_reach(checker: _Checker) -> None:
     _check_proof(checker)
     _check_way_out(checker)
     checker.networks("platform_https_source_ranges")
-    checker.networks("platform_http_source_ranges")
+    _check_port_80(checker)
     for variable in ("platform_operators", "platform_artifact_users"):
         members = checker.variables.get(variable)
         if not isinstance(members, list) or not all(_MEMBER.fullmatch(str(member)) for member in members):
@@ -379,6 +406,21 @@ def _check_reach(checker: _Checker) -> None:
     elif users and not is_direct:
         problem = "given, and artifacts go through the server, which needs nobody's rights on the bucket but its own"
         checker.add("platform_artifact_users", problem, "write platform_artifact_access: direct, or leave it out")
+
+
+def _check_port_80(checker: _Checker) -> None:
+    """Refuse ranges from which Let's Encrypt could not see the proof that the server shows at port 80.
+
+    https://letsencrypt.org/docs/faq/#what-ip-addresses-does-let-s-encrypt-use-to-validate-my-web-server
+    """
+    variables, variable = checker.variables, "platform_http_source_ranges"
+    networks = checker.networks(variable)
+    if networks is None or networks == [_EVERYWHERE]:
+        return
+    is_shown = is_issued(variables) and variables.get("platform_external_address_enabled") is True
+    if is_shown and _LETS_ENCRYPT.fullmatch(str(variables.get("platform_acme_directory_url"))):
+        problem = "not all addresses, and Let's Encrypt comes from any to see at port 80 that the domain is yours"
+        checker.add(variable, problem, "write [0.0.0.0/0]; or platform_existing_certificate, with one of your own")
 
 
 def _check_way_out(checker: _Checker) -> None:
@@ -431,12 +473,14 @@ def _check_machines(checker: _Checker) -> None:
         if not variables.get(variable):
             checker.add(variable, "empty; platform_profile custom sets none", f"write one, such as {usual}")
     checker.one_of("platform_vm_image_family", VM_IMAGE_FAMILIES)
+    checker.one_of("platform_sql_availability_type", SQL_AVAILABILITY_TYPES)
     checker.one_of("platform_sql_login", SQL_LOGINS)
     checker.one_of("platform_log_destination", LOG_DESTINATIONS)
     if variables.get("platform_log_destination") == "dataset":
         rule = "not a dataset name: letters, digits and underscores"
         checker.matches("platform_log_store", _DATASET, rule, "write platform_log_store, such as mlflow_logs")
     for variable in (
+        "platform_backup_enabled",
         "platform_deletion_protection_enabled",
         "platform_gateway_enabled",
         "platform_sql_private_service_connect_enabled",
@@ -466,9 +510,10 @@ def _check_machines(checker: _Checker) -> None:
     except ValueError as error:
         checker.add("platform_subnetwork_cidr", str(error), "write a private range, such as 10.10.0.0/24")
     else:
-        # https://cloud.google.com/vpc/docs/subnets#valid-ranges
-        if not network.is_private or network.prefixlen > 29:
-            checker.add("platform_subnetwork_cidr", "not a private range of /29 or larger", "write 10.10.0.0/24")
+        is_valid = any(network.subnet_of(one) for one in _SUBNETWORK_RANGES) and _BROADCAST not in network
+        if not is_valid or network.prefixlen > 29:
+            problem = "not a range of /29 or larger of those that Google has for subnetworks"
+            checker.add("platform_subnetwork_cidr", problem, "write a private one, such as 10.10.0.0/24")
         if network.overlaps(_SQL_RANGE):
             problem = f"overlaps {_SQL_RANGE}, from which Cloud SQL cannot be reached"
             checker.add("platform_subnetwork_cidr", problem, "write another private range, such as 10.10.0.0/24")
@@ -624,17 +669,14 @@ def _check_unauthenticated(checker: _Checker) -> None:
 
 def _ranges_of_strangers(ranges: Any) -> list[str]:
     """Return which ranges have more public addresses than anybody has for themselves, neighbours taken together."""
-    networks: dict[int, list[Any]] = {4: [], 6: []}
+    networks = []
     for one in ranges if isinstance(ranges, list) else []:
         with contextlib.suppress(ValueError):  # Which is said where ranges are checked.
-            network = ipaddress.ip_network(one)
-            networks[network.version].append(network)
+            networks.append(ipaddress.IPv4Network(one))
     return [
         str(network)
-        for version, given in networks.items()
-        for network in ipaddress.collapse_addresses(given)
-        if network.prefixlen < WIDEST_RANGES[version]
-        and not any(own.version == version and network.subnet_of(own) for own in OWN_RANGES)
+        for network in ipaddress.collapse_addresses(networks)
+        if network.prefixlen < WIDEST_RANGE and not any(network.subnet_of(own) for own in OWN_RANGES)
     ]
 
 

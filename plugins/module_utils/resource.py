@@ -40,6 +40,8 @@ from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import (
 ATTEMPTS = 7
 # A new service account or secret may be unknown to the next read for this long.
 VISIBILITY_SECONDS = 60.0
+# How long an operation is begun anew that fails for the time being.
+PASSING_FAILURE_SECONDS = 300.0
 # Label that carries our name of what Google names itself.
 NAME_LABEL = "ansible-name"
 # How long another run may take to withdraw what two of them made at once.
@@ -331,18 +333,24 @@ class Resource:
     def ensure(self, actual: Json | None, lookup: Lookup) -> tuple[Plan, Json | None]:
         """Bring the resource to the wanted state; return what was done and the resource afterwards.
 
-        After a conflict, or a request without an answer, the resource is read and compared again, so that what an
-        interrupted run left under way is waited for and not begun a second time.
+        After a conflict, a request without an answer, or an operation that fails for the time being, the resource is
+        read and compared again, so that what an interrupted run left under way is waited for and not begun a second
+        time.
         """
         first = plan = self.plan(actual, lookup)
         if first.action == "none" or self.cloud.check_mode:
             return first, mask(first.after if first.action != "none" else actual)
         deadline = self.cloud.clock() + self.cloud.timeout_seconds
+        passing_until = self.cloud.clock() + min(PASSING_FAILURE_SECONDS, self.cloud.timeout_seconds)
         attempt = 0
         for pause in self.cloud.pauses(1.0):
+            is_busy = False
             try:
                 self._write(plan, actual)
                 break
+            except operations.OperationError as error:
+                if not self._passes(error) or self.cloud.clock() > passing_until:
+                    raise
             except (ApiError, AmbiguousError) as error:
                 is_busy = isinstance(error, ApiError) and error.busy
                 is_conflict = isinstance(error, ApiError) and error.conflict and plan.action != "delete"
@@ -363,13 +371,23 @@ class Resource:
                 break
         return first, mask(None if self.wanted.state == "absent" else self._read_back(plan))
 
-    def _read_back(self, plan: Plan) -> Json | None:
+    def _passes(self, error: operations.OperationError) -> bool:
+        """Whether an operation failed for the time being only."""
+        pattern = self.kind.passing_failure
+        return pattern is not None and re.search(pattern, str(error)) is not None
+
+    def _read_new(self) -> Json | None:
+        """Return the resource, which may have been made a moment ago."""
         visible_by = self.cloud.clock() + VISIBILITY_SECONDS
         for pause in self.cloud.pauses():
             actual = self.read()
             if actual is not None or self.cloud.clock() > visible_by:
-                break
+                return actual
             self.cloud.sleep(pause)
+        raise AssertionError("pauses never end")
+
+    def _read_back(self, plan: Plan) -> Json | None:
+        actual = self._read_new()
         left = self.compare.differences(plan.body, actual or {})
         if left:
             fields = ", ".join(difference.field for difference in left)
@@ -741,6 +759,41 @@ class Record(Resource):
         self.send("patch", "Changing", self.compare.without_outputs(self.compare.merged(body, actual)))
 
 
+class ForwardingRule(Resource):
+    """A forwarding rule. An endpoint of Private Service Connect gets its labels only after it was made.
+
+    https://github.com/hashicorp/terraform-provider-google/issues/16255
+    """
+
+    def create(self, body: Json) -> None:
+        """Create the rule, then set the labels of an endpoint; those that a run leaves unset differ in the next."""
+        is_endpoint = "/serviceAttachments/" in (body.get("target") or "")
+        later = {key: value for key, value in body.items() if key == "labels" and is_endpoint}
+        super().create({key: value for key, value in body.items() if key not in later})
+        if later:
+            self.update(later, self._read_new() or {})
+
+
+class DatabaseInstance(Resource):
+    """A Cloud SQL instance, whose edition changes with its machine and its data cache alone.
+
+    https://github.com/GoogleCloudPlatform/k8s-config-connector/issues/2907
+    """
+
+    def update(self, body: Json, actual: Json) -> None:
+        """Change what differs: to the larger edition before the rest, which may need it, to the smaller one after."""
+        settings = body.get("settings") or {}
+        edition = settings.get("edition")
+        if edition and self.compare.differences({"settings": {"edition": edition}}, actual):
+            alone = {key: settings[key] for key in ("edition", "tier", "dataCacheConfig") if key in settings}
+            rest = {**body, "settings": {key: value for key, value in settings.items() if key not in alone}}
+            if edition == "ENTERPRISE":
+                super().update(rest, actual)
+            self.send("patch", "Changing the edition of", {"settings": alone})
+            actual = self.read() or {}
+        super().update(body, actual)
+
+
 class Machine(Resource):
     """A virtual machine, whose external address is what changes of its network while it runs.
 
@@ -789,7 +842,9 @@ class Role(Resource):
 
 
 SPECIAL = {
+    "compute.forwardingRules": ForwardingRule,
     "compute.instances": Machine,
+    "sqladmin.instances": DatabaseInstance,
     "iam.roles": Role,
     "bigquery.datasets": Dataset,
     "serviceusage.services": Service,

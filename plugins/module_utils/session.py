@@ -45,6 +45,8 @@ LONGEST_ASKED_PAUSE_SECONDS = 120.0
 # A newly enabled service is turned away for up to this long.
 SERVICE_PROPAGATION_SECONDS = 180.0
 THREADS = 8
+# Of a service that another one brings along: https://github.com/hashicorp/terraform-provider-google/issues/7103
+BEING_ACTIVATED = "Another activation or deactivation is in progress"
 STORAGE_UPLOADS = "https://storage.googleapis.com/upload/storage/v1"
 CHUNK_BYTES = 1 << 20
 PASSING_STATUSES = frozenset({500, 502, 503, 504})
@@ -106,7 +108,7 @@ class ApiError(CloudError):
     @property
     def busy(self) -> bool:
         """Whether another operation on the resource has to end first."""
-        return self.reason in {"operationInProgress", "resourceNotReady"}
+        return self.reason in {"operationInProgress", "resourceNotReady"} or BEING_ACTIVATED in self.message
 
 
 class AmbiguousError(CloudError):

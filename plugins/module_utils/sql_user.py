@@ -51,6 +51,9 @@ USERS: dict[str, dict[str, Any]] = {
     },
 }
 ATTEMPTS = 5
+# Google gives IAM users roles by which they log in, cloudsqliamserviceaccount for one; they stay:
+# https://github.com/cyrilgdn/terraform-provider-postgresql/issues/233
+OWN_ROLES = "cloudsqliam"
 # In MySQL a user is a name and the hosts it may come from; behind the proxy that is any host.
 ANY_HOST = "%"
 
@@ -98,8 +101,12 @@ def plan_user(wanted: Json, actual: Json | None) -> Plan:
             "docs/failures.md#google-cannot-change-this-in-place",
         )
     found = []
-    if roles is not None and set(roles) != set(actual.get("databaseRoles", [])):
-        found.append(Difference("databaseRoles", sorted(actual.get("databaseRoles", [])), sorted(roles)))
+    # Roles that the list leaves out are none, but unknown of an IAM user, who has one of Google's own at least.
+    present = actual.get("databaseRoles", [] if wanted["type"] == "BUILT_IN" else None)
+    if roles is not None and present is not None:
+        after = {*roles, *(role for role in present if role.startswith(OWN_ROLES))}
+        if after != set(present):
+            found.append(Difference("databaseRoles", sorted(present), sorted(after)))
     if wanted.get("update_password") == "always" and has_password:
         found.append(Difference("password", None, "set again"))
     return ("update" if found else "none"), found
@@ -176,7 +183,7 @@ class Users:
         identity = self._identity(wanted, action)
         query: Json = {} if action == "create" else dict(identity)
         body: Json | None = None if action == "delete" else dict(identity)
-        fields = {difference.field for difference in differences}
+        fields = {difference.field: difference.after for difference in differences}
         if body is not None and wanted["type"] == "BUILT_IN" and (action == "create" or "password" in fields):
             body["password"] = wanted.get("password") or read_version(
                 self.cloud, wanted["password_secret"], wanted["password_secret_version"]
@@ -187,7 +194,7 @@ class Users:
                 body["databaseRoles"] = wanted["database_roles"]
         elif "databaseRoles" in fields:
             # In an update roles go by the query, the body's are ignored.
-            query |= {"databaseRoles": wanted["database_roles"], "revokeExistingRoles": "true"}
+            query |= {"databaseRoles": fields["databaseRoles"], "revokeExistingRoles": "true"}
         purpose = f"{purpose} user {name} of Cloud SQL instance {self.instance}"
         answer = self.cloud.call(method("sqladmin.v1", "users", verb), self.parameters, purpose, body, query)
         operations.wait(self.cloud, "sqladmin.v1", answer, purpose)

@@ -64,6 +64,10 @@ options:
         type: list
         elements: str
         default: []
+      databases:
+        description: Names of its databases, V(tracking) and V(auth), which those that dumps of MySQL name must be.
+        type: dict
+        required: true
   rows:
     description: Rows of its databases by dump and table, to be compared with those of the dumps and nothing else.
     type: dict
@@ -110,6 +114,7 @@ TARGET: dict[str, Any] = {
     "confirmed_set": {"type": "str", "default": ""},
     "secrets": {"type": "dict", "required": True, "no_log": False},
     "changed_secrets": {"type": "list", "elements": "str", "default": [], "no_log": False},
+    "databases": {"type": "dict", "required": True},
 }
 
 

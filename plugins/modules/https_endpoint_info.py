@@ -9,8 +9,8 @@ short_description: Read what anybody on the network sees of an HTTPS server
 version_added: 0.1.0
 description:
   - Asks the server without a login, over HTTPS, over plain HTTP, and under a Host header that is not its own.
-  - Fails when nothing answers, or when the certificate is not valid for the domain or its issuer is not trusted.
-  - Honours E(HTTPS_PROXY), E(HTTP_PROXY), E(NO_PROXY) and E(REQUESTS_CA_BUNDLE).
+  - Fails when nothing answers over HTTPS, or when the certificate is not valid for the domain or not trusted.
+  - Honours E(HTTPS_PROXY), E(HTTP_PROXY), E(NO_PROXY), E(REQUESTS_CA_BUNDLE) and E(CURL_CA_BUNDLE).
 author: MLOps (@mlops)
 options:
   domain:
@@ -65,7 +65,7 @@ headers:
   type: dict
   sample: {strict-transport-security: max-age=63072000}
 redirect:
-  description: The answer over plain HTTP.
+  description: The answer over plain HTTP; status 0 and no location when there was none, as where port 80 is closed.
   returned: success
   type: dict
   sample: {status: 301, location: "https://mlflow.example.com/"}

@@ -247,6 +247,27 @@ def site_killed_at_every_role(
         interrupted(environment, inventory, has_begun, "site.yml", *arguments, log=log)
 
 
+def results(output: str) -> list[dict[str, Any]]:
+    """Return what each task said on each host, each turn of a loop by itself."""
+    plays = json.loads(output[output.index("{\n") : output.rindex("}") + 1])["plays"]
+    return [
+        {**result, "named": (host, task["task"]["name"])}
+        for play in plays
+        for task in play["tasks"]
+        for host, whole in task["hosts"].items()
+        for result in whole.get("results", [whole])
+    ]
+
+
+def not_as_foretold(checked: list[dict[str, Any]], done: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Return host and name of each task that changed something unlike its check had said; of both runs' `results`."""
+    changed = {one["named"] for one in done if one.get("changed")}
+    promised = {one["named"] for one in checked if one.get("changed")}
+    # A program without a difference to show: the check says at least that it would run.
+    mentioned = {one["named"] for one in checked if "would have run" in one.get("msg", "")}
+    return (changed - promised - mentioned) | (promised - changed)
+
+
 @contextlib.contextmanager
 def removed_afterwards(
     inventory: pathlib.Path, project: str, name: str, play: Callable[..., Run]

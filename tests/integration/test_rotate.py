@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,10 +20,10 @@ import pytest
 import requests
 from cryptography.fernet import Fernet, InvalidToken
 from mlflow.exceptions import MlflowException
-from mlflow.utils.crypto import KEKManager, unwrap_dek
+from mlflow.utils.crypto import KEKManager, _encrypt_secret, unwrap_dek
 
 from emulator.certificates import issue_server, make_authority
-from tests.integration.conftest import Deployment, interrupted, removed_afterwards
+from tests.integration.conftest import Deployment, interrupted, not_as_foretold, removed_afterwards, results
 
 VERSIONS = "https://secretmanager.googleapis.com/v1/projects/demo-project/secrets/{}/versions"
 CHOICES = ("admin_password", "flask_secret_key", "webhook_secret_encryption_key", "crypto_kek_passphrase")
@@ -133,18 +134,16 @@ def unread(keys: dict[str, str]) -> tuple[list[str], int]:
     return failed, len(webhooks) + len(gateway) - len(failed)
 
 
-def past_nginx(deployment: Any, path: str, body: Any) -> None:
-    """Ask MLflow as the administrator on its own socket, where what NGINX closes is open."""
-    command = ["docker", "exec", "--interactive", deployment.server, "curl", "--fail", "--silent", "--config", "-"]
-    said = {
-        "unix-socket": "/run/mlflow/live.sock",
-        "url": f"http://localhost{path}",
-        "user": f"admin:{deployment.admin_password}",
-        "header": "Content-Type: application/json",
-        "data": json.dumps(body),
-    }
-    config = "".join(f"{option} = {json.dumps(value)}\n" for option, value in said.items())
-    subprocess.run(command, input=config, capture_output=True, text=True, timeout=60, check=True)
+def keep_providers_key(passphrase: str) -> None:
+    """Keep a key as MLflow's AI gateway does, which is closed here."""
+    identity, now = f"s-{uuid.uuid4().hex}", time.time_ns() // 1_000_000
+    made = _encrypt_secret(json.dumps({"api_key": NAME}), KEKManager(passphrase), identity, NAME)
+    stored(
+        "INSERT INTO secrets (secret_id, secret_name, encrypted_value, wrapped_dek, kek_version, masked_value,"
+        " created_at, last_updated_at, workspace)"
+        f" VALUES ('{identity}', '{NAME}', decode('{made.encrypted_value.hex()}', 'hex'),"
+        f" decode('{made.wrapped_dek.hex()}', 'hex'), 1, '{{}}', {now}, {now}, 'default')"
+    )
 
 
 def log_in(deployment: Any, password: str) -> int:
@@ -183,8 +182,7 @@ def test_passwords_and_keys_are_replaced_under_load(
     old = {name: cloud.secret(name) for name in SECRETS}
     numbers = {name: states(cloud, name)[0][0] for name in SECRETS}
     kept = tracking("POST", "webhooks", json={**WEBHOOK, "secret": "signs-before"}).json()["webhook"]["webhook_id"]
-    gateway = {"secret_name": NAME, "secret_value": {"api_key": NAME}, "provider": "openai"}
-    past_nginx(deployment, "/api/3.0/mlflow/gateway/secrets/create", gateway)
+    keep_providers_key(old["mlflow-crypto-kek-passphrase"])
     assert unread(old)[0] == []
 
     with at_work(deployment, tracking) as clients:
@@ -419,11 +417,16 @@ def test_a_version_added_by_hand_is_brought_by_site(by_password: ByPassword, pla
     data = base64.b64encode(secrets.token_urlsafe(30).encode()).decode()
     by_password.cloud.call("POST", f"{secret}:addVersion", {"payload": {"data": data}}).raise_for_status()
 
+    # Without the outage that it makes to see it told.
+    whole = ("site.yml", "-e", "verify_database_outage_enabled=false")
     with at_work(by_password, by_password.tracking) as clients:
-        # Without the outage that it makes to see it told.
-        whole = ("site.yml", "-e", "verify_database_outage_enabled=false")
-        brought = play(*whole, inventory=by_password.inventory)
-    assert brought.code == 0, brought.output
+        checked, brought = (
+            play(*whole, *mode, inventory=by_password.inventory, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
+            for mode in (["--check"], [])
+        )
+    for run in (checked, brought):
+        assert run.code == 0, run.output
+    assert not_as_foretold(results(checked.output), results(brought.output)) == set()
     assert clients.failures == []
     assert not by_password.keeps_the_one_before()
     again = play(*whole, inventory=by_password.inventory)

@@ -20,7 +20,7 @@ from tests.integration.conftest import interrupted
 
 PROJECT = "empty-project"
 COMPUTE = f"https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
-# Another each time: a Cloud SQL instance's name stays taken after the instance is deleted.
+# Another each time: in the emulated cloud a Cloud SQL instance's name stays taken after the instance is deleted.
 NAME = f"second-{secrets.token_hex(2)}"
 BUCKET = f"{PROJECT}-{NAME}-artifacts"
 SERVER = f"{COMPUTE}/zones/europe-west1-b/instances/{NAME}-1"

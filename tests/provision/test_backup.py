@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.backup import Deployment, take
+from google.auth.transport.requests import AuthorizedSession
+from google.oauth2 import service_account
 
 from tests.provision.conftest import World, writes
+from tests.unit.emulator.conftest import SCOPE
 
 # What the servers would say, which are not real here.
 MLFLOW = {"version": "3.17.2", "lock_sha256": "0" * 64}
@@ -94,6 +100,21 @@ def test_a_restore_is_refused_and_one_that_failed_is_done_by_the_next(world: Wor
         "sql.instances.import",
     ]
     assert "(RPO)" in done.output
+
+
+def test_a_server_that_cannot_be_stopped_keeps_its_databases(
+    world: World, play: Play, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    (name,) = {path.partition("/")[0] for path in world.state.objects[SETS]}
+    inventory = make_inventory()
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_retries": 0}
+    (inventory / "away.yml").write_text(json.dumps({"mlflow": {"hosts": {"mlflow-1": away}}}))
+    since = world.count
+    confirmed = ("-e", SAID, "-e", f"platform_restore_confirmed_set={name}")
+    ended = play(*confirmed, inventory=inventory, playbook="playbooks/restore.yml")
+    assert ended.code != 0
+    assert '"unreachable": true' in ended.output
+    assert called(world, since) == []
 
 
 def moment() -> str:
@@ -281,3 +302,48 @@ def test_a_rehearsal_that_fails_leaves_nothing_and_stops_the_upgrade(world: Worl
     assert "the servers serve on. Next: mend what is said here" in stopped.output
     assert "Use the service as its users do" not in stopped.output
     assert left(world) == before
+
+
+def test_a_servers_own_account_may_take_a_set_by_night(world: World) -> None:
+    account = "projects/-/serviceAccounts/mlflow-server@demo-project.iam.gserviceaccount.com"
+    key = world.running.call("POST", f"https://iam.googleapis.com/v1/{account}/keys", {})
+    content = json.loads(base64.b64decode(key["privateKeyData"]))
+    server = AuthorizedSession(service_account.Credentials.from_service_account_info(content, scopes=[SCOPE]))
+    source = Deployment(
+        bucket=SETS,
+        instance="mlflow",
+        databases={"tracking": "mlflow", "auth": "mlflow_auth"},
+        user="mlflow-server",
+        artifacts_bucket="demo-project-mlflow-artifacts",
+        artifacts_prefix="",
+        secrets={"mlflow.flask-secret-key": "mlflow-flask-secret-key"},
+        mlflow=MLFLOW,
+        certificate=CERTIFICATE,
+        instance_backup=False,
+    )
+    name = take(world.session(transport=server), source, moment)["manifest"]["name"]
+    assert f"{name}/manifest.json" in world.state.objects[SETS]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("world")
+def test_a_set_of_mysql_goes_into_databases_of_its_own_names_alone(
+    clean_world: World, empty: dict[str, Any], play: Play, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    world = clean_world
+    world.put(empty)
+    mysql = {"inventory": make_inventory(platform_sql_database_version="MYSQL_8_4")}
+    assert play(**mysql).code == 0
+    limited = ("--limit", "localhost", "-e", SAID)
+    assert play(*limited, playbook="playbooks/backup.yml", **mysql).code == 0
+    (name,) = {path.partition("/")[0] for path in world.state.objects[SETS]}
+    other = ("-e", "platform_sql_database=team_a")
+    with world.untouched():
+        refused = play(*limited, *other, playbook="playbooks/restore.yml", **mysql)
+        assert refused.code != 0
+        words = "the set would overwrite mlflow, mlflow_auth, and the deployment has team_a, team_a_auth"
+        assert words in refused.output
+        assert f"give -e platform_restore_confirmed_set={name}" in refused.output
+    confirmed = ("-e", f"platform_restore_confirmed_set={name}")
+    done = play(*limited, *confirmed, playbook="playbooks/restore.yml", **mysql)
+    assert done.code == 0, done.output

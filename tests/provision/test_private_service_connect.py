@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -62,3 +63,24 @@ def test_an_endpoint_is_mended_never_swapped_and_removed(
     assert f"delete compute.forwardingRules {NAME}" in kept, kept
     assert running.call("GET", f"{SQL}/mlflow")["state"] == "RUNNABLE"
     assert running.refused("GET", f"{COMPUTE}/global/networks/mlflow")["code"] == 404
+
+
+@pytest.mark.long
+def test_a_drill_makes_an_endpoint_whatever_the_deployments_name(
+    running: Running, make_inventory: Callable[..., pathlib.Path]
+) -> None:
+    name = "m" * 23
+    inventory = make_inventory(**{SWITCH: True, "platform_name": name})
+    (inventory / "gcp.yml").write_text((inventory / "gcp.yml").read_text().replace("= mlflow", f"= {name}"))
+    said = {
+        "gcp_backup_mlflow": {"version": "3.17.2", "lock_sha256": ""},
+        "gcp_backup_certificate": {},
+        "gcp_backup_rows": {"tracking": {}, "auth": {}},
+    }
+    limited = ("--limit", "localhost", "-e", json.dumps(said))
+    play(PROVISION, inventory=inventory)
+    play("playbooks/backup.yml", *limited, inventory=inventory)
+    passed, _ = play("playbooks/drill.yml", *limited, inventory=inventory)
+    assert "Drill passed: backup set " in passed
+    left = [one for one in running.server.cloud.state.resources if "-drill-" in one]
+    assert left == []

@@ -32,6 +32,7 @@ STATED = {
     "gcp_sql_edition": "ENTERPRISE_PLUS",
     "platform_sql_tier": "db-perf-optimized-N-2",
     "gcp_sql_data_cache_enabled": True,
+    "gcp_sql_transaction_log_days": 14,
     "gcp_sql_storage_size_gib": 20,
     "gcp_sql_insights": {"queryInsightsEnabled": True, "recordApplicationTags": True},
     "gcp_sql_maintenance_deny_periods": [DENIED],
@@ -81,6 +82,7 @@ def test_settings_are_predicted_made_kept_and_undone(cloud: Running, provision: 
     database, bucket = cloud.call("GET", DATABASE)["settings"], cloud.call("GET", BUCKET)
     assert database["dataCacheConfig"] == {"dataCacheEnabled": True}
     assert (database["dataDiskSizeGb"], database["denyMaintenancePeriods"]) == ("20", [DENIED])
+    assert database["backupConfiguration"]["transactionLogRetentionDays"] == 14
     assert bucket["autoclass"]["enabled"] is True
     assert "SetStorageClass" not in str(bucket["lifecycle"])
     assert cloud.call("GET", SCHEDULE)["snapshotSchedulePolicy"]["retentionPolicy"]["maxRetentionDays"] == 7
@@ -255,6 +257,10 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
             ],
         ),
         (
+            {"gcp_sql_edition": "ENTERPRISE_PLUS", "platform_sql_tier": "db-c4a-highmem-4"},
+            ["db-c4a-highmem-4 has a disk of HYPERDISK_BALANCED only, and the one made here is PD_SSD"],
+        ),
+        (
             {"gcp_instance_confidential_type": "SEV", "gcp_instance_snapshot_retention_days": -1},
             [
                 "e2-standard-2 is none that has gcp_instance_confidential_type SEV",
@@ -262,7 +268,7 @@ def test_a_deployment_is_encrypted_from_the_beginning_and_leaves_the_key(
             ],
         ),
     ],
-    ids=["bucket", "database", "server"],
+    ids=["bucket", "database", "machine of the database", "server"],
 )
 @pytest.mark.usefixtures("cloud")
 def test_settings_that_contradict_each_other_are_reported_together(

@@ -143,6 +143,109 @@ def test_other_names_are_another_certificate(host: Host, converge) -> None:
     assert "www" not in certificate(host, "-ext subjectAltName")
 
 
+# With the same key, as months without renewal leave it.
+EXPIRE = f"""
+import datetime, pathlib
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+live = pathlib.Path("{LIVE}")
+old = x509.load_pem_x509_certificate((live / "cert.pem").read_bytes())
+key = serialization.load_pem_private_key((live / "privkey.pem").read_bytes(), None)
+now = datetime.datetime.now(datetime.UTC)
+expired = (
+    x509.CertificateBuilder(old.subject, old.subject, key.public_key(), x509.random_serial_number())
+    .not_valid_before(now - datetime.timedelta(days=90))
+    .not_valid_after(now - datetime.timedelta(minutes=1))
+    .add_extension(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value, critical=False)
+    .sign(key, hashes.SHA256())
+    .public_bytes(serialization.Encoding.PEM)
+)
+for name in ("cert.pem", "fullchain.pem"):
+    (live / name).write_bytes(expired)
+"""
+
+
+def test_an_expired_certificate_is_replaced(host: Host, converge) -> None:
+    host.check_output("python3 -c %s", EXPIRE)
+    expired, workers = certificate(host, "-serial"), nginx_workers(host)
+    check = converge("--check")
+    assert "Would request a certificate for mlflow.test from https://acme.test:14000/dir" in check.stdout, check.stdout
+    assert certificate(host, "-serial") == expired
+    done = converge()
+    assert done.returncode == 0, done.stdout
+    assert "Pebble" in certificate(host, "-issuer")
+    assert "will not expire" in certificate(host, "-checkend 86400")
+    assert nginx_workers(host) != workers
+    assert "changed=0 " in converge().stdout
+
+
+def serials(host: Host) -> dict[str, str]:
+    """Serial number of each certificate that Certbot keeps, by its first name."""
+    listed = host.check_output(
+        "cd /etc/letsencrypt/live && for name in */; do"
+        " echo ${name%/} $(openssl x509 -in $name/cert.pem -noout -serial); done"
+    )
+    return dict(line.split() for line in listed.splitlines())
+
+
+def renewed_without(host: Host, name: str) -> set[str]:
+    """Let Certbot's unit renew what it may while a name has no address, and return what that was."""
+    every = "/etc/letsencrypt/renewal/*.conf"
+    before = serials(host)
+    host.check_output(f"sed -i '1i renew_before_expiry = 20000 days' {every}")
+    host.check_output(f"cp /etc/hosts /tmp/hosts && sed 's/ {name}//' /tmp/hosts >/etc/hosts")
+    try:
+        host.check_output("systemctl start certbot.service")
+    finally:
+        host.check_output(f"cat /tmp/hosts >/etc/hosts; sed -i '/^renew_before_expiry = 20000/d' {every}")
+    after = serials(host)
+    return {name for name in after if after[name] != before[name]}
+
+
+def test_a_certificate_of_before_is_kept_and_not_renewed_until_its_name_is_back(host: Host, converge) -> None:
+    other = {"certbot_domains": ["www.mlflow.test"]}
+    others, by_record, operators = (
+        f"/etc/letsencrypt/renewal/{name}.conf" for name in ("www.mlflow.test", "by-record", "acme.test")
+    )
+    # One that the operator has asked for, and what tells one that was proven in Cloud DNS.
+    host.check_output(
+        "ln -s html /var/www/own && certbot certonly --non-interactive --server=https://acme.test:14000/dir"
+        " --webroot --webroot-path=/var/www/own --domain=acme.test"
+    )
+    host.check_output(f"printf '[renewalparams]\\nauthenticator = dns-google\\n' >{by_record}")
+    try:
+        check = converge("--check", **other)
+        assert "Would request a certificate for www.mlflow.test from" in check.stdout, check.stdout
+        assert f"(item={SETTINGS})" in check.stdout
+        assert not host.file(SETTINGS).contains("autorenew")
+
+        done = converge(**other)
+        assert done.returncode == 0, done.stdout
+        for settings in (SETTINGS, by_record):
+            assert host.file(settings).contains("^autorenew = False$")
+        again = converge(**other)
+        assert "changed=0 " in again.stdout, again.stdout
+        host.check_output(f"rm {by_record}")
+        assert renewed_without(host, "mlflow.test") == {"www.mlflow.test", "acme.test"}
+
+        # Both requests, and what the unit does with a hook that failed.
+        check = converge("--check")
+        assert "changed=3 " in check.stdout, check.stdout
+        assert host.file(SETTINGS).contains("^autorenew = False$")
+        back = converge()
+        assert "changed=3 " in back.stdout, back.stdout
+        again = converge()
+        assert "changed=0 " in again.stdout, again.stdout
+        assert renewed_without(host, "www.mlflow.test") == {"mlflow.test", "acme.test"}
+        assert host.file(others).contains("^autorenew = False$")
+        assert not host.file(operators).contains("autorenew")
+    finally:
+        host.check_output(
+            f"rm -f {by_record}; for name in acme.test www.mlflow.test; do"
+            " certbot delete --non-interactive --cert-name=$name; done; rm /var/www/own"
+        )
+
+
 def test_a_name_without_address_is_explained(host: Host, converge) -> None:
     before = certificate(host, "-serial")
     done = converge(certbot_domains=["absent.test"], certbot_external_address="203.0.113.7")

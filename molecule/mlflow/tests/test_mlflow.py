@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from cryptography.fernet import Fernet, InvalidToken
@@ -614,9 +614,75 @@ def test_while_a_restore_has_not_ended_nothing_starts_it(host: Host, converge: C
             assert refused.returncode != 0
             assert "a part of the backup set 20300101T020000Z" in " ".join(refused.stdout.split())
         assert not host.service("mlflow").is_running
+        # Nor is half of it taken for what is there, or removed for good.
+        assert host.run("systemctl start mlflow-gc").rc != 0
+        refused = converge(entry_point="describe")
+        assert refused.returncode != 0
+        assert "a restore has not ended here" in " ".join(refused.stdout.split())
     finally:
         host.check_output("rm /etc/mlflow/restoring && systemctl start mlflow")
     assert "changed=0 " in converge("--check").stdout
+
+
+@contextlib.contextmanager
+def migrated_for_another(host: Host) -> Iterator[str]:
+    """As an upgrade leaves it whose migration is done and whose server did not start: name of what a boot starts."""
+    now = host.check_output("basename $(readlink /etc/mlflow/live)")
+    name, units = "mlflow-9.9.9-0123456789", "/etc/systemd/system"
+    host.check_output(
+        f"cp --archive /etc/mlflow/generations/{now} /etc/mlflow/generations/{name}"
+        f" && sed s/{now}/{name}/g {units}/{now}.service >{units}/{name}.service"
+        f" && ln --symbolic --force --no-dereference {name}.service {units}/mlflow.service && systemctl daemon-reload"
+    )
+    try:
+        yield name
+    finally:
+        host.check_output(
+            f"ln --symbolic --force --no-dereference {now}.service {units}/mlflow.service"
+            f" && rm -r /etc/mlflow/generations/{name} {units}/{name}.service && systemctl daemon-reload"
+            f" && systemctl start {now} && {READY} --wait 120"
+        )
+
+
+def test_what_serves_behind_a_migration_is_not_taken_for_right_and_a_restore_stops_it(
+    host: Host, converge: Converge
+) -> None:
+    now = host.check_output("basename $(readlink /etc/mlflow/live)")
+    with migrated_for_another(host) as name:
+        refused = converge()
+        assert refused.returncode != 0
+        assert f"a migration has made {name} the one that starts from now on" in " ".join(refused.stdout.split())
+        assert host.run(f"systemctl is-active {now}").stdout.strip() == "active"
+
+        stopped = converge(entry_point="stop", mlflow_restored_set="20300101T020000Z")
+        assert stopped.returncode == 0, stopped.stdout
+        assert host.run(f"systemctl is-active {now}").stdout.strip() == "inactive"
+        assert "changed=0 " in converge(entry_point="stop", mlflow_restored_set="20300101T020000Z").stdout
+        host.check_output("rm /etc/mlflow/restoring")
+    assert "changed=0 " in converge("--check").stdout
+
+
+def test_the_live_server_is_tried_again_where_a_run_could_not_start_it(host: Host) -> None:
+    now = host.check_output("basename $(readlink /etc/mlflow/live)")
+    drop_in = f"/run/systemd/system/{now}.service.d"
+    host.check_output(f"systemctl stop {now} && mkdir -p {drop_in}")
+    # As where its database is away.
+    host.check_output(f"printf '[Service]\nExecStartPre=/bin/false\n' >{drop_in}/away.conf && systemctl daemon-reload")
+    failed = host.run(f"/opt/mlflow/bin/mlflow-switch {now}")
+    assert failed.rc != 0
+    assert "nothing serves now" in failed.stderr
+    host.check_output(f"rm -r {drop_in} && systemctl daemon-reload")
+    host.check_output(f"until {READY} --wait 60; do sleep 1; done")
+
+
+def test_another_operators_upgrade_that_waits_is_left_alone(host: Host, converge: Converge) -> None:
+    left = "/etc/mlflow/generations/mlflow-9.9.9-0123456789"
+    host.check_output(f"mkdir {left} && ln -s /opt/mlflow/releases/9.9.9-01234567 {left}/release")
+    try:
+        assert "changed=0 " in converge().stdout
+        assert host.file(left).exists
+    finally:
+        host.check_output(f"rm -r {left}")
 
 
 def test_what_no_switch_came_to_goes_after_a_week_and_nothing_else(host: Host) -> None:
@@ -698,4 +764,11 @@ def test_what_was_deleted_long_ago_goes_and_nothing_else(host: Host) -> None:
     )
     host.check_output(f"rm -r {artifacts}/{nobodys}")
     assert host.service("mlflow-gc.timer").is_enabled
+
+    # Where platform_gc_days is 0 the unit is there as well, for whoever starts it.
+    host.check_output(
+        "sed 's/--days [0-9]*/--days 0/' /etc/systemd/system/mlflow-gc.service >/run/systemd/system/never.service"
+    )
+    host.check_output("systemctl daemon-reload && systemctl start never")
+    assert sql(host, f"SELECT count(*) FROM runs WHERE run_uuid = '{recent}'") == "1"
     assert host.service("mlflow-gc.timer").is_running

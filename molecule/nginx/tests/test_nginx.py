@@ -179,10 +179,62 @@ def test_mlflow_learns_who_calls_and_callers_cannot_lie(host: Host) -> None:
         "/x/..//gateway/openai/v1/models",
         "/ajax-api/3.0//mlflow/%61ssistant/x",
         "/x/../ajax-api/3.0/mlflow/assistant/x",
+        "//gateway//proxy/x/y",
+        "/gateway%2fproxy/x/y",
+        "/gateway/proxy/x/;/y",
+        # Somewhere else to NGINX, if it looked at them; to MLflow, which resolves no dots, the gateway's.
+        "/gateway/proxy/x/../../../y",
+        "/gateway/proxy/x/../../..",
+        "/gateway/proxy/x/../../..?y",
+        "/gateway/proxy/x/./../../../y",
+        "/gateway/proxy/x/%2e%2e/.%2E/%2e./y",
+        "/gateway/proxy/x/..%2f..%2F..%2fy",
+        "/gateway/proxy/x%2f%2e%2e%2f%2e%2e%2f%2e%2e",
+        "/gateway/proxy/x/../../../health",
+        "/gateway/proxy/x/../../../static-files/y",
+        "/ajax-api/3.0/mlflow/assistant/sessions/x/../../../../../../y",
     ],
 )
 def test_assistant_and_gateway_are_closed(host: Host, path: str) -> None:
-    assert head(host, URL + path, "--path-as-is")[0] == 403
+    assert head(host, URL + path, "--path-as-is")[0] in (400, 403)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/gateway/proxy/x/../../..#y",
+        "/gateway/proxy/x#/../../../y",
+        "https://mlflow.test/gateway/proxy/x/../../../y",
+        "https://mlflow.test//gateway/proxy/x/y",
+    ],
+)
+def test_nor_are_they_open_to_what_no_client_sends(host: Host, target: str) -> None:
+    answer = raw(host, f"GET {target} HTTP/1.1\\r\\nHost: mlflow.test\\r\\n\\r\\n")[1]
+    assert answer in ("HTTP/1.1 400 Bad Request", "HTTP/1.1 403 Forbidden")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/a..b/x", "/x/..hidden", "/x/.hidden", "/x/...", "/x../y", "/x/..%20/y", "/x?path=../y", "/x?path=a%2f..%2fy"],
+)
+def test_dots_in_a_name_are_nothing_special(host: Host, path: str) -> None:
+    assert body(host, URL + path, "--path-as-is")["path"] == path
+
+
+def test_what_needs_no_login_leads_to_nothing_else(host: Host, converge) -> None:
+    def asked(url: str) -> str:
+        return str(json.loads(host.check_output(f"curl --silent --insecure --path-as-is {url}"))["path"])
+
+    assert asked("http://127.0.0.1:8090/gateway/proxy/x/../../../metrics") == "/metrics"
+    # As behind Google's front ends, where another server of NGINX's answers their health checks.
+    try:
+        done = converge(nginx_auth_request_socket="/run/upstream/live.sock")
+        assert done.returncode == 0, done.stdout
+        assert asked("https://127.0.0.1/health?x") == "/health?x"
+        assert asked("https://127.0.0.1/gateway/proxy/x/../../../health") == "/health"
+        assert head(host, f"{URL}/gateway/proxy/x/../../../health", "--path-as-is")[0] == 400
+    finally:
+        assert converge().returncode == 0
 
 
 def test_static_files_are_compressed_and_immutable(host: Host) -> None:
@@ -219,10 +271,11 @@ def test_unnamed_static_files_are_neither_immutable_nor_missing_ones(host: Host)
     assert (status, "cache-control" in missing) == (404, False)
 
 
-@pytest.mark.parametrize("path", ["/static-files/../upstream.py", "/static-files../upstream.py"])
-def test_files_beside_the_static_ones_are_not_served(host: Host, path: str) -> None:
+def test_files_beside_the_static_ones_are_not_served(host: Host) -> None:
+    for path in ("/static-files/../upstream.py", "/static-files/%2e%2e/upstream.py"):
+        assert head(host, URL + path, "--path-as-is")[0] == 400
     # Such a path is none of NGINX's, so the upstream answers.
-    assert body(host, URL + path, "--path-as-is")["bytes"] == 0
+    assert body(host, f"{URL}/static-files../upstream.py")["bytes"] == 0
 
 
 def test_uploads_of_any_size_stream_through(host: Host) -> None:

@@ -267,6 +267,9 @@ def serve(schemas: list[Schema]) -> None:
 
 def remove_deleted(schema: Schema, days: int) -> None:
     """Removes what was deleted so many days ago; exits with 1 where something could not be removed."""
+    if days < 1:
+        print("Nothing is removed: no number of days says when.", flush=True)
+        return
     state = read_state(schema)
     if state.current != state.head:
         refuse(schema, state, "remove anything", "run playbooks/upgrade.yml first")

@@ -155,17 +155,19 @@ def journal(generation: str, since: float, *options: str) -> str:
     return subprocess.run([*command, *options], check=False, capture_output=True, text=True).stdout
 
 
-def start(generation: str, verb: str) -> None:
+def start(generation: str, verb: str, *, is_live: bool) -> None:
     """Starts the unit and waits until it serves; exits with what it said when it does not."""
     begun = time.time()
     systemctl("daemon-reload")
     try:
         systemctl(verb, generation)
     except subprocess.CalledProcessError:
-        # Else systemd would try again for ever, beside the one that serves, or list it as failed.
-        systemctl("stop", generation)
-        subprocess.run(["systemctl", "reset-failed", generation], check=False, capture_output=True)
-        serving = ", ".join(running())
+        # Else systemd would try again for ever, beside the one that serves, or list it as failed. The live one it is to
+        # try again: its database may be away for a while.
+        if not is_live:
+            systemctl("stop", generation)
+            subprocess.run(["systemctl", "reset-failed", generation], check=False, capture_output=True)
+        serving = ", ".join(name for name, state in running().items() if state == "active")
         state = f"{serving} serves as before" if serving else "nothing serves now"
         # The check's reason first: the server's own words may be long.
         said = journal(generation, begun, "--identifier=mlflow-ready") + journal(generation, begun)
@@ -198,14 +200,22 @@ def switch(generation: str, drain_seconds: float, *, is_back: bool, pretend: boo
             f"whose restore has not ended. Run that again.\n{more}"
         )
     before, previous, release_before = pointed(ALIAS), pointed(PREVIOUS), EARLIER.resolve()
+    states = running()
+    if before not in ("", generation, *states) and states.get(generation) == "active" and not is_back:
+        # It would serve on, until it starts the next time and does not know the schema.
+        more = "More: docs/failures.md#the-new-server-did-not-start"
+        sys.exit(
+            f"{generation} serves, but a migration has made {before} the one that starts from now on, and that does "
+            f"not run. Run upgrade.yml again for it, or rollback.yml, which restores the backup set of before.\n{more}"
+        )
     if not before and not pretend:
         # systemd may know mlflow.service as a name without a unit; a running unit that takes it over loses its state.
         commit(generation)
-    active = running().get(generation) == "active"
+    active = states.get(generation) == "active"
     if not active or changed_since_start(generation):
         print(f"{'restart' if active else 'start'} {generation}", flush=True)
         if not pretend:
-            start(generation, "restart" if active else "start")
+            start(generation, "restart" if active else "start", is_live=before == generation)
     if before != generation:
         previous = before
         release_before = earlier(before, generation) if before else release_before
@@ -223,10 +233,22 @@ def switch(generation: str, drain_seconds: float, *, is_back: bool, pretend: boo
         if left := drain(old, drain_seconds):
             print(f"cut {left} request(s) of {old}: not done after {drain_seconds:.0f} s", flush=True)
         systemctl("stop", old)
-    for path in forgettable({generation, previous} - {""}, release_before, NEXT.resolve()):
-        print(f"remove {path}", flush=True)
-        if not pretend:
-            remove(path)
+    # Where nothing was switched, what is beside may be another operator's upgrade that waits for an answer.
+    if before != generation:
+        forget({generation, previous} - {""}, release_before, pretend=pretend)
+
+
+def forget(keep: set[str], release_before: pathlib.Path, *, pretend: bool) -> None:
+    """Removes what is no longer needed, unless a release is being built, which `--clean` waits for some day."""
+    with BUILD_LOCK.open("w") as building:
+        try:
+            fcntl.flock(building, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        for path in forgettable(keep, release_before, NEXT.resolve()):
+            print(f"remove {path}", flush=True)
+            if not pretend:
+                remove(path)
 
 
 def clean(days: float, *, pretend: bool) -> None:

@@ -35,7 +35,9 @@ ABOUT = {
 WANTED = backup.WantedSet(
     SETS, "20300101T020000Z", ["tracking.sql.gz"], ARTIFACTS, "", {"mlflow.flask-secret-key": "flask"}, ABOUT
 )
-TARGET = backup.Target("POSTGRES_17", "mlflow", "3.17.2", {}, False, "", WANTED.secrets, [])
+NAMES = {"tracking": "mlflow", "auth": "mlflow_auth"}
+TARGET = backup.Target("POSTGRES_17", "mlflow", "3.17.2", {}, False, "", WANTED.secrets, [], NAMES)
+MYSQL = b"CREATE DATABASE /*!32312 IF NOT EXISTS*/ `%s`;\n\nUSE `%s`;\n-- USE `no statement`;\n"
 
 
 def session(**options: Any) -> Session:
@@ -152,7 +154,7 @@ def test_the_same_bytes_again_are_what_was_written(cloud: Any) -> None:
     """A file whose description agrees is still read."""
     manifest = take()["manifest"]
     manifest["files"]["tracking.sql.gz"]["sha256"] = "0"
-    assert "by its sha256" in backup.damages(session(), SETS, manifest)[0]
+    assert "by its sha256" in backup.read_files(session(), SETS, manifest)[0][0]
 
 
 @pytest.mark.usefixtures("prepared")
@@ -176,6 +178,26 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], words: str) -> No
     found = problems(dataclasses.replace(TARGET, **changes))
     assert len(found) == 1
     assert words in found[0]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_set_of_mysql_goes_into_databases_of_its_own_names_alone(cloud: Any) -> None:
+    """Google imports a dump into the database that it names, and another's may have that name."""
+    for one, name in (("tracking", b"team_a"), ("auth", b"team_a_auth")):
+        put(cloud, SETS, f"20300101T020000Z/{one}.sql.gz", gzip.compress(MYSQL % (name, name)))
+    about = {**ABOUT, "database": {"version": "MYSQL_8_4", "user": "team-a"}}
+    take(dumps=["tracking.sql.gz", "auth.sql.gz"], about=about)
+    target = dataclasses.replace(TARGET, database_version="MYSQL_8_4")
+    refused, also = problems(dataclasses.replace(target, occupied=True))
+    assert "the set would overwrite team_a, team_a_auth, and the deployment has mlflow, mlflow_auth" in refused
+    assert refused.endswith("platform_sql_database: team_a, platform_sql_auth_database: team_a_auth")
+    assert "the databases are not empty" in also
+    own = {"tracking": "team_a", "auth": "team_a_auth"}
+    assert problems(dataclasses.replace(target, databases=own)) == []
+    # PostgreSQL's dumps go where they are sent.
+    manifest = backup.manifest_of(session(), SETS, "latest")
+    manifest["database"] = {"version": "POSTGRES_17", "user": "mlflow"}
+    assert backup.misfits(manifest, TARGET, [], own) == []
 
 
 OWNED = b"""CREATE TABLE public.runs (id);

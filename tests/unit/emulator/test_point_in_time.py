@@ -152,7 +152,7 @@ def test_a_secret_that_cannot_be_read_any_more_is_another_one(cloud: Any, prepar
     add_version(cloud, "flask", "then")
     cloud.call("POST", f"{SECRETS}/flask/versions/1:disable", {})
     manifest = take(asked)
-    target = backup.Target("POSTGRES_17", "mlflow", "3.17.2", {}, False, "", ASKED.secrets, [])
+    target = backup.Target("POSTGRES_17", "mlflow", "3.17.2", {}, False, "", ASKED.secrets, [], ASKED.databases)
     (told,) = backup.examine(session(), SETS, manifest["name"], target, None)["problems"]
     assert "another secret than in the set (version 1 of flask there, version 2" in told
 
@@ -222,7 +222,7 @@ def test_the_version_is_that_of_a_set_with_the_same_schemas(cloud: Any, prepared
     asked = moment()
     unknown = take(asked, schemas={"tracking": "a2"}, secrets={})
     assert unknown["mlflow"]["version"] == ""
-    target = backup.Target("POSTGRES_17", "mlflow", "3.17.2", {"tracking": "a2"}, False, "", {}, [])
+    target = backup.Target("POSTGRES_17", "mlflow", "3.17.2", {"tracking": "a2"}, False, "", {}, [], {})
     (told,) = backup.examine(session(), SETS, unknown["name"], target, None)["problems"]
     assert "no set tells which version of MLflow served then" in told
     for day, version, schema in (("02", "3.18.0", "a2"), ("03", "3.16.1", ""), ("04", "3.17.1", "")):

@@ -3,6 +3,9 @@
 from typing import Any
 
 import pytest
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.batch import ensure_all
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import Session
 
 from tests.unit.emulator.conftest import PROJECT, Running
 
@@ -103,6 +106,21 @@ def test_an_endpoint_is_accepted_and_holds_what_it_stands_on(network: Running, a
     network.done(network.call("DELETE", f"{REGION}/addresses/psc"))
 
 
+def test_an_endpoint_has_its_labels_from_the_run_that_makes_it_or_from_the_next(
+    network: Running, attachment: str
+) -> None:
+    body = {**rule(attachment, labels={"a": "b"}), "IPAddress": "10.10.0.2"}
+    body.pop("name")
+    wanted = Wanted("compute.forwardingRules", "psc", "europe-west1", body=body)
+    for ready in ("made", "half made"):
+        if ready == "half made":
+            network.done(network.call("DELETE", f"{REGION}/forwardingRules/psc"))
+            network.done(network.call("POST", f"{REGION}/forwardingRules", rule(attachment)))
+        assert ensure_all(Session(PROJECT), [wanted])["changed"] is True
+        assert network.call("GET", f"{REGION}/forwardingRules/psc")["labels"] == {"a": "b"}
+        assert ensure_all(Session(PROJECT), [wanted])["changed"] is False
+
+
 def test_an_endpoint_waits_where_the_instance_does_not_let_the_project_in(network: Running) -> None:
     network.done(network.call("POST", SQL, instance(projects=("other",))))
     target = network.call("GET", f"{SQL}/i")["pscServiceAttachmentLink"]
@@ -120,6 +138,7 @@ def test_a_bad_endpoint_is_refused(network: Running, attachment: str) -> None:
         (rule(attachment + "x"), 404),
         (rule("projects/p/regions/europe-west1/targetPools/t"), 501),
         (rule(attachment, loadBalancingScheme="INTERNAL"), 501),
+        (rule(attachment, labels={"a": "b"}), 400),
         (rule(attachment, "10.10.0.77"), 400),
         (rule(attachment, "regions/europe-west1/addresses/outside"), 400),
         ({key: value for key, value in rule(attachment).items() if key != "network"}, 400),

@@ -15,6 +15,8 @@ from tests.unit.emulator.test_sql import CONNECTIONS, INSTANCE, instance, peerin
 
 __all__ = ["instance", "network", "peering"]
 SERVICE = "servicenetworking.googleapis.com"
+MANAGER = Wanted("serviceusage.services", "cloudresourcemanager.googleapis.com")
+ENABLING = f"https://serviceusage.googleapis.com/v1/projects/demo-project/services/{MANAGER.name}:enable"
 DATABASE = Wanted("sqladmin.instances", "mlflow", body={"region": "us-central1", "databaseVersion": "POSTGRES_17"})
 CONNECTION = Wanted(
     "servicenetworking.connections", SERVICE, parent="mlflow", body={"reservedPeeringRanges": ["services"]}
@@ -160,13 +162,37 @@ def test_a_connection_that_is_being_made_is_waited_for(cloud: Any, direct: Any, 
     assert taken(cloud, direct, create) == 1
 
 
+def test_a_connection_waits_for_the_rights_of_the_services_agent(
+    cloud: Any, direct: Any, network: dict[str, Any]
+) -> None:
+    reserved = {"name": "services", "addressType": "INTERNAL", "purpose": "VPC_PEERING", "prefixLength": 20}
+    insert(cloud, f"{BASE}/global/addresses", reserved | {"network": network["selfLink"]})
+    create = "servicenetworking.services.connections.create"
+    words = "Required 'compute.globalAddresses.list' permission for 'projects/demo-project'"
+    faults(cloud, direct, create, operation_error=words, times=2)
+    result, warnings = ensure(CONNECTION)
+    assert (result["changed"], warnings) == (True, [])
+    assert taken(cloud, direct, create) == 3
+
+
+def test_a_service_that_is_being_enabled_is_waited_for(cloud: Any, direct: Any, let_go: Any) -> None:
+    enable = "serviceusage.services.enable"
+    faults(cloud, direct, enable, delay_seconds=1)
+    cloud.call("POST", ENABLING, {})
+    error = cloud.refused("POST", ENABLING, {})
+    assert "deactivation is in progress for the following service(s): cloudresourcemanager" in error["message"]
+    assert error["status"] == "FAILED_PRECONDITION"
+    assert ensure(MANAGER, sleep=let_go)[0]["changed"] is True
+    assert taken(cloud, direct, enable) == 1
+
+
 @pytest.mark.usefixtures("network")
 @pytest.mark.parametrize(
     ("method", "member"),
     [
         ("compute.subnetworks.insert", SUBNETWORK),
         ("sql.databases.insert", Wanted("sqladmin.databases", "mlflow", parent="mlflow")),
-        ("serviceusage.services.enable", Wanted("serviceusage.services", "cloudresourcemanager.googleapis.com")),
+        ("serviceusage.services.enable", MANAGER),
     ],
 )
 def test_an_operation_that_fails_is_told_in_googles_words_and_done_by_the_next_run(

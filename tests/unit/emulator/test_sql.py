@@ -16,6 +16,7 @@ INSTANCE = f"{SQL}/instances/mlflow"
 NETWORKING = "https://servicenetworking.googleapis.com"
 CONNECTIONS = f"{NETWORKING}/v1/services/servicenetworking.googleapis.com/connections"
 DENIED = {"startDate": "12-15", "endDate": "01-07", "time": "00:00:00"}
+AXION = {"edition": "ENTERPRISE_PLUS", "tier": "db-c4a-highmem-4"}
 USER = ACCOUNT.removesuffix(".gserviceaccount.com")
 
 
@@ -63,11 +64,26 @@ def test_a_private_address_needs_the_connection_first(cloud: Any, network: dict[
 
 def test_a_connection_and_its_network_outlive_their_users(cloud: Any, instance: dict[str, Any]) -> None:
     link = f"{CONNECTIONS}/servicenetworking-googleapis-com"
-    error = cloud.refused("POST", link, {"consumerNetwork": NETWORK})
-    assert "still using this connection" in error["message"]
+    # Google takes the request, and its operation fails.
+    error = cloud.done(cloud.call("POST", link, {"consumerNetwork": NETWORK}), NETWORKING)["error"]
+    assert (error["code"], "are still using this connection.\n" in error["message"]) == (9, True)
+    assert cloud.call("GET", f"{CONNECTIONS}?network={NETWORK}")["connections"]
     cloud.done(cloud.call("DELETE", instance["selfLink"]))
-    cloud.done(cloud.call("POST", link, {"consumerNetwork": NETWORK}), NETWORKING)
+    assert "error" not in cloud.done(cloud.call("POST", link, {"consumerNetwork": NETWORK}), NETWORKING)
     assert cloud.call("GET", f"{NETWORKING}/v1/services/-/connections?network={NETWORK}") == {}
+
+
+def test_what_was_done_to_an_instance_takes_more_than_to_read_it(
+    cloud: Any, instance: dict[str, Any], server_account: Any
+) -> None:
+    assert instance
+    done = f"{SQL}/operations?instance=mlflow"
+    grant(cloud, "roles/cloudsql.client")
+    assert server_account.get(INSTANCE).status_code == 200
+    assert server_account.get(done).status_code == 403
+    grant(cloud, "roles/cloudsql.viewer")
+    (operation,) = server_account.get(done).json()["items"]
+    assert operation["operationType"] == "CREATE"
 
 
 def test_an_instance_has_googles_defaults_and_keeps_its_secrets(cloud: Any, instance: dict[str, Any]) -> None:
@@ -89,6 +105,9 @@ def test_an_instance_has_googles_defaults_and_keeps_its_secrets(cloud: Any, inst
         ({"databaseFlags": [{"name": "nonsense", "value": "1"}]}, "Invalid flag name: nonsense"),
         ({"dataDiskSizeGb": "ten"}, "TYPE_INT64"),
         ({"dataDiskSizeGb": "9"}, "10 to 65536"),
+        (AXION, "HYPERDISK_BALANCED"),
+        ({"dataDiskType": "HYPERDISK_BALANCED"}, "HYPERDISK_BALANCED"),
+        (AXION | {"dataDiskType": "HYPERDISK_BALANCED"}, "20 to 65536"),
         ({"dataDiskSizeGb": "50", "storageAutoResizeLimit": "20"}, "no less than the disk"),
         ({"dataCacheConfig": {"dataCacheEnabled": True}}, "Enterprise Plus"),
         ({"backupConfiguration": {"enabled": True, "transactionLogRetentionDays": 8}}, "from 1 to 7"),
@@ -117,6 +136,9 @@ def test_the_larger_edition_has_a_cache_and_longer_logs(cloud: Any, instance: di
         "tier": "db-perf-optimized-N-2",
         "dataCacheConfig": {"dataCacheEnabled": True},
     }
+    error = cloud.refused("PATCH", INSTANCE, {"settings": larger | {"pricingPlan": "PER_USE"}})
+    assert "edition cannot be changed together with pricingPlan" in error["message"]
+    assert cloud.refused("PATCH", INSTANCE, {"settings": larger, "maintenanceVersion": "x"})["code"] == 400
     cloud.done(cloud.call("PATCH", INSTANCE, {"settings": larger}))
     settings = cloud.call("GET", INSTANCE)["settings"]
     assert (settings["tier"], settings["dataCacheConfig"]) == ("db-perf-optimized-N-2", {"dataCacheEnabled": True})

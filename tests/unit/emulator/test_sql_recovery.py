@@ -135,7 +135,7 @@ def test_a_clone_is_there_and_not_ready_until_it_is_done(cloud: Any, direct: Any
     cloud.done(operation)
     assert cloud.call("GET", f"{SQL}/instances/copy")["state"] == "RUNNABLE"
     cloud.done(cloud.call("DELETE", f"{SQL}/instances/copy"))
-    # Its name is kept for a week.
+    # Its name stays taken, which is stricter than Google.
     assert cloud.refused("POST", f"{INSTANCE}/clone", clone("copy"))["code"] == 409
 
 

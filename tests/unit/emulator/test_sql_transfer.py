@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.unit.emulator.test_compute import network
-from tests.unit.emulator.test_sql import INSTANCE, SQL, instance, peering
+from tests.unit.emulator.test_sql import INSTANCE, SQL, instance, mysql, peering
 
-__all__ = ["instance", "network", "peering"]
+__all__ = ["instance", "mysql", "network", "peering"]
 STORAGE = "https://storage.googleapis.com/storage/v1/b"
 URI = "gs://demo-backups/set/tracking.sql.gz"
 
@@ -19,6 +19,11 @@ URI = "gs://demo-backups/set/tracking.sql.gz"
 @pytest.fixture
 def bucket(cloud: Any, instance: dict[str, Any]) -> str:
     """A bucket on which the instance's own account may do what Google says it needs."""
+    return prepared(cloud, instance)
+
+
+def prepared(cloud: Any, instance: dict[str, Any]) -> str:
+    """Make such a bucket, and a database."""
     uniform = {"uniformBucketLevelAccess": {"enabled": True}}
     body = {"name": "demo-backups", "location": "EU", "iamConfiguration": uniform}
     cloud.call("POST", f"{STORAGE}?project=demo-project", body)
@@ -57,6 +62,24 @@ def test_a_dump_lands_in_the_bucket_and_is_read_from_there(cloud: Any, monkeypat
     done = cloud.done(cloud.call("POST", f"{INSTANCE}/import", importing()))
     assert (done["operationType"], done.get("error")) == ("IMPORT", None)
     assert seen == [("mlflow", "tracking", "-- mlflow/tracking\n")]
+
+
+def test_a_dump_of_mysql_goes_into_the_database_that_it_names(
+    cloud: Any, mysql: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(cloud, mysql)
+    cloud.done(cloud.call("POST", f"{INSTANCE}/export", exporting()))
+    cloud.done(cloud.call("POST", f"{INSTANCE}/databases", {"name": "other"}))
+    cloud.done(cloud.call("DELETE", f"{INSTANCE}/databases/tracking"))
+    filled = []
+
+    def take(_instance: str, name: str, file: pathlib.Path) -> None:
+        filled.append((name, file.read_text().splitlines()[-2:]))
+
+    monkeypatch.setattr(cloud.server.cloud.effects, "import_sql_database", take, raising=False)
+    done = cloud.done(cloud.call("POST", f"{INSTANCE}/import", importing(database="other")))
+    assert (filled, done.get("error")) == ([("tracking", ["USE `tracking`;", "-- mlflow/tracking"])], None)
+    assert cloud.call("GET", f"{INSTANCE}/databases/tracking")["charset"] == "utf8mb4"
 
 
 @pytest.mark.usefixtures("bucket")

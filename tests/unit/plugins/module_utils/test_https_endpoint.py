@@ -1,6 +1,7 @@
 import datetime
 import http.server
 import ipaddress
+import socket
 import ssl
 import threading
 
@@ -116,6 +117,74 @@ def test_reads_through_the_proxy_what_anybody_sees(front_door):
 def test_a_server_that_answers_under_any_name_is_seen(front_door):
     front_door(refuse_foreign=False)
     assert https_endpoint.read(DOMAIN, "/")["foreign_host_status"] == 401
+
+
+@pytest.mark.parametrize("error", [requests.ConnectionError, requests.ReadTimeout])
+def test_plain_http_may_go_unanswered(front_door, monkeypatch, error):
+    front_door()
+    ask = requests.get
+
+    def closed(url, **options):
+        if url.startswith("http:"):
+            raise error
+        return ask(url, **options)
+
+    monkeypatch.setattr(requests, "get", closed)
+    seen = https_endpoint.read(DOMAIN, "/")
+    assert (seen["status"], seen["redirect"]) == (401, {"status": 0, "location": ""})
+
+
+def test_https_may_not(front_door, monkeypatch):
+    front_door()
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, closed_proxy())
+    with pytest.raises(requests.ConnectionError):
+        https_endpoint.read(DOMAIN, "/")
+
+
+def closed_proxy():
+    """Return the URL of a proxy that is not there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_authorities_may_be_in_a_directory(front_door, monkeypatch, tmp_path):
+    front_door()
+    (tmp_path / "authorities").mkdir()
+    # As `openssl rehash` calls it, by the subject.
+    (tmp_path / "certificate.pem").rename(tmp_path / "authorities" / "476d119e.0")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authorities"))
+    assert https_endpoint.read(DOMAIN, "/")["certificate"]["names"] == [DOMAIN]
+
+
+def test_curls_variable_names_the_authorities_where_requests_own_does_not(front_door, monkeypatch, tmp_path):
+    front_door()
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "certificate.pem"))
+    assert https_endpoint.read(DOMAIN, "/")["certificate"]["names"] == [DOMAIN]
+
+
+# The server may change between the first question and the one for its certificate.
+def test_a_certificate_that_cannot_be_read_is_an_error_of_requests(front_door, monkeypatch):
+    front_door(domain="other.example.com")
+    with pytest.raises(requests.exceptions.SSLError, match="Hostname mismatch"):
+        https_endpoint.peer_certificate(DOMAIN)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, closed_proxy())
+    with pytest.raises(requests.ConnectionError, match="refused"):
+        https_endpoint.peer_certificate(DOMAIN)
+
+
+def test_a_proxy_that_does_not_speak_http_is_an_error_of_requests(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"SSH-2.0-proxy\r\n"), daemon=True).start()
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.getsockname()[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(requests.ConnectionError):
+            https_endpoint.peer_certificate(DOMAIN)
 
 
 def test_a_certificate_for_another_name_is_an_error(front_door):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import requests
+from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.operations import OperationError
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.resource import Wanted, find, resource_of
 from ansible_collections.mlops.mlflow_gcp.plugins.module_utils.session import ApiError, CloudError
 
@@ -272,6 +275,65 @@ def test_a_service_account_is_wrapped(cloud, google):
     assert google.written()[1].body == {"serviceAccount": {"displayName": "B"}, "updateMask": "displayName"}
 
 
+RULES = "/compute/v1/projects/demo/regions/r/forwardingRules"
+ATTACHMENT = "projects/tp/regions/r/serviceAttachments/s"
+
+
+def labelling(google):
+    """Let the labels of a forwarding rule be set."""
+    google.special["/setLabels$"] = lambda call: (
+        google.store[f"{RULES}/a"].update(call.body | {"labelFingerprint": "2"}) or {"name": "o", "status": "DONE"}
+    )
+
+
+def test_an_endpoint_gets_its_labels_after_it_was_made(cloud, google):
+    body = {"target": ATTACHMENT, "labels": {"a": "b"}}
+    google.special[f"{RULES}$"] = lambda call: (
+        google.store.update({f"{RULES}/a": call.body | {"labelFingerprint": "1"}}) or {"name": "o", "status": "DONE"}
+    )
+    labelling(google)
+    plan, after = ensure(cloud, "compute.forwardingRules", body, location="r")
+    inserted, labelled = google.written()
+    assert inserted.body == {"name": "a", "target": ATTACHMENT}
+    assert labelled.body == {"labels": {"a": "b"}, "labelFingerprint": "1"}
+    assert (plan.action, after["labels"]) == ("create", {"a": "b"})
+    assert ensure(cloud, "compute.forwardingRules", body, location="r")[0].action == "none"
+
+
+def test_an_endpoint_that_is_seen_late_gets_its_labels(cloud, google, fault):
+    google.faults.append(fault("GET", f"{RULES}/a", 404, "notFound", times=4))
+    labelling(google)
+    ensure(cloud, "compute.forwardingRules", {"target": ATTACHMENT, "labels": {"a": "b"}}, location="r")
+    assert google.store[f"{RULES}/a"]["labels"] == {"a": "b"}
+    assert len(google.written()) == 2
+
+
+def test_an_endpoint_without_labels_and_any_other_rule_are_made_by_one_call(cloud, google):
+    for body in ({"target": ATTACHMENT, "labels": {}}, {"target": "global/targetHttpProxies/p", "labels": {"a": "b"}}):
+        google.store.clear()
+        google.calls.clear()
+        ensure(cloud, "compute.forwardingRules", body, location="r")
+        (inserted,) = google.written()
+        assert inserted.body.get("labels") == (body["labels"] or None)
+
+
+PLUS = {"edition": "ENTERPRISE_PLUS", "tier": "db-perf-optimized-N-2", "dataCacheConfig": {"dataCacheEnabled": True}}
+ENTERPRISE = {"edition": "ENTERPRISE", "tier": "db-custom-1-3840", "dataCacheConfig": {"dataCacheEnabled": False}}
+
+
+@pytest.mark.parametrize(("present", "wanted", "is_first"), [(ENTERPRISE, PLUS, True), (PLUS, ENTERPRISE, False)])
+def test_an_edition_changes_with_machine_and_cache_alone(cloud, google, present, wanted, is_first):
+    google.store[INSTANCE] = {"settings": {**present, "settingsVersion": "3", "pricingPlan": "PER_USE"}}
+    others = {"settings": {"pricingPlan": "PACKAGE", "settingsVersion": "3"}}
+    ensure(cloud, "sqladmin.instances", {"settings": {**wanted, "pricingPlan": "PACKAGE"}})
+    sent = [call.body for call in google.written()]
+    assert sent == ([{"settings": wanted}, others] if is_first else [others, {"settings": wanted}])
+    google.calls.clear()
+    google.store[INSTANCE]["settings"].update(present)
+    ensure(cloud, "sqladmin.instances", {"settings": wanted})
+    assert [call.body for call in google.written()] == [{"settings": wanted}]
+
+
 def test_a_vms_fields_are_set_one_by_one(cloud, google):
     google.store[VM] = {
         "labels": {"other": "1"},
@@ -476,6 +538,84 @@ def test_waiting_for_an_operation_in_progress_ends(cloud, google, fault, clock):
     with pytest.raises(ApiError, match="wait your turn"):
         ensure(cloud, "sqladmin.instances", {"settings": {"tier": "b"}})
     assert clock.now > 60
+
+
+BEING_ACTIVATED = "Another activation or deactivation is in progress for the following service(s): a and project demo."
+SERVICE = "/v1/projects/demo/services/a.googleapis.com"
+
+
+@pytest.fixture
+def enabling(google):
+    """A service and a connection, whose operations fail with the words in the list, one after the other."""
+    failures, connections = [], []
+    google.store |= {SERVICE: {"state": "DISABLED"}, "/v1/projects/demo": {"projectNumber": "42"}}
+
+    def ended(make):
+        error = {"code": 13, "message": failures.pop(0)} if failures else None
+        if error is None:
+            make()
+        return {"name": "o", "done": True, **({"error": error} if error else {})}
+
+    google.special[":enable$"] = lambda _: ended(lambda: google.store.update({SERVICE: {"state": "ENABLED"}}))
+    google.special["/connections$"] = lambda call: (
+        {"connections": connections} if call.verb == "GET" else ended(lambda: connections.append(call.body))
+    )
+    return failures
+
+
+def enable(cloud):
+    return ensure(cloud, "serviceusage.services", name="a.googleapis.com")
+
+
+def connect(cloud):
+    return ensure(
+        cloud, "servicenetworking.connections", {"reservedPeeringRanges": ["r"]}, "s.googleapis.com", parent="n"
+    )
+
+
+@pytest.mark.usefixtures("enabling")
+def test_a_service_that_another_one_brings_along_is_waited_for(cloud, google, fault):
+    google.faults.append(fault("POST", ":enable$", 400, "failedPrecondition", BEING_ACTIVATED, times=9))
+    assert enable(cloud)[0].action == "create"
+    assert google.store[SERVICE]["state"] == "ENABLED"
+
+
+INTERNAL = '[service a encountered internal error: type: "googleapis.com" subject: "160009" ] with failed services [a]'
+PASSING = [
+    (enable, BEING_ACTIVATED),
+    (enable, INTERNAL),
+    (connect, "Required 'compute.globalAddresses.list' permission for 'projects/demo'\nHelp Token: x"),
+    (connect, "Request had invalid authentication credentials. Expected OAuth 2 access token"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), PASSING)
+def test_an_operation_that_fails_for_the_time_being_is_begun_again(cloud, google, enabling, make, words):
+    enabling += [words] * 9
+    cloud.timeout_seconds = 1800
+    assert make(cloud)[0].action == "create"
+    assert len(google.written()) == 10
+    assert cloud.warnings == []
+
+
+@pytest.mark.parametrize(("make", "words"), PASSING)
+def test_an_operation_that_goes_on_failing_is_told(cloud, enabling, clock, make, words):
+    enabling += [words] * 999
+    cloud.timeout_seconds = 1800
+    with pytest.raises(OperationError, match=re.escape(words)):
+        make(cloud)
+    assert 300 < clock.now < 330
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(enable, "Required 'compute.globalAddresses.list' permission"), (enable, "160009"), (connect, "No range left.")],
+)
+def test_an_operation_that_fails_for_good_is_told_at_once(cloud, google, enabling, make, words):
+    enabling.append(words)
+    with pytest.raises(OperationError, match=words):
+        make(cloud)
+    assert len(google.written()) == 1
 
 
 def test_one_that_is_still_being_made_is_waited_for(cloud, google, clock):

@@ -101,6 +101,36 @@ def test_roles_are_exact_when_given_and_else_left_alone(cloud, users):
     assert "password" not in users["u"]
 
 
+IAM_ROLES = ["cloudsqliamuser", "cloudsqliamserviceaccount", "cloudsqliamgroupuser", "cloudsqliamgroupserviceaccount"]
+
+
+@pytest.mark.parametrize("own", IAM_ROLES)
+def test_the_roles_that_google_gives_by_itself_are_no_difference_and_stay(cloud, users, own):
+    wanted = user(ACCOUNT, "CLOUD_IAM_SERVICE_ACCOUNT", database_roles=["a"])
+    listed = {"name": "server@demo.iam", "type": "CLOUD_IAM_SERVICE_ACCOUNT", "databaseRoles": ["a", own]}
+    users["server@demo.iam"] = listed
+    assert ensure(cloud, wanted)["changed"] is False
+    assert ensure(cloud, {**wanted, "database_roles": ["a", own]})["changed"] is False
+    listed["databaseRoles"] = ["b", own]
+    [member] = ensure(cloud, wanted)["users"]
+    assert member["differences"] == [{"field": "databaseRoles", "before": ["b", own], "after": ["a", own]}]
+    assert listed["databaseRoles"] == ["a", own]
+    listed["databaseRoles"] = ["a"]
+    assert ensure(cloud, {**wanted, "database_roles": ["a", own]})["changed"] is True
+
+
+def test_the_roles_that_the_list_leaves_out_are_unknown_of_an_iam_user_alone(cloud, google, users):
+    users["server@demo.iam"] = {"name": "server@demo.iam", "type": "CLOUD_IAM_SERVICE_ACCOUNT"}
+    users["u"] = {"name": "u", "type": "BUILT_IN"}
+    account = user(ACCOUNT, "CLOUD_IAM_SERVICE_ACCOUNT", database_roles=["a"])
+    assert ensure(cloud, account)["changed"] is False
+    assert google.written() == []
+    assert ensure(cloud, user(database_roles=["a"]))["changed"] is True
+    # An empty list says that there are none.
+    users["server@demo.iam"]["databaseRoles"] = []
+    assert ensure(cloud, account)["changed"] is True
+
+
 def test_a_user_is_deleted_and_then_left_alone(cloud, users):
     users["u"] = {"name": "u"}
     assert ensure(cloud, user(state="absent"))["users"][0]["action"] == "delete"
@@ -168,7 +198,8 @@ def mysql_users(google):
         if call.verb == "POST" and "@" in call.body["name"]:
             assert not {"host", "password"} & call.body.keys()
             address = call.body["name"]
-            kept[address] = {**call.body, "name": address.partition("@")[0], "host": "%", "iamEmail": address}
+            identity = {"name": address.partition("@")[0], "host": "%", "iamEmail": address}
+            kept[address] = {"databaseRoles": [], **call.body, **identity}
         elif call.verb == "POST":
             assert call.body["host"] == "%"
             kept[call.body["name"]] = dict(call.body)
