@@ -213,4 +213,4 @@ long: images wheels oidc-wheels browser ## With what `make test` leaves out for 
 	@for scenario in $(SCENARIOS) oidc servers; do molecule test -s $$scenario || exit 1; done
 	@# Whole, as some of their tests go on from others.
 	pytest -q --durations=25 tests/integration
-	pytest -q --durations=25 tests/provision/test_backup.py tests/provision/test_private.py
+	pytest -q --durations=25 $(addprefix tests/provision/test_,$(addsuffix .py,backup destroy private private_service_connect))

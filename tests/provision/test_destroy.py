@@ -11,6 +11,7 @@ from tests.provision.conftest import emulated
 from tests.provision.test_existing import ACCOUNT, ACCOUNTS, COMPUTE, CONFIRMED, PROJECT, play
 from tests.unit.emulator.conftest import Running
 
+pytestmark = pytest.mark.long
 DESTROY = ("playbooks/destroy.yml", *CONFIRMED, "-e", "platform_destroy_database=mlflow")
 DISCONNECT = "servicenetworking.services.connections.deleteConnection"
 # As Google says it, for up to four days after a Cloud SQL instance was deleted.

@@ -28,6 +28,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
+@pytest.mark.long
 def test_an_endpoint_is_mended_never_swapped_and_removed(
     running: Running, make_inventory: Callable[..., pathlib.Path]
 ) -> None:
